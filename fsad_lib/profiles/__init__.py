@@ -1,0 +1,236 @@
+"""Profiles: what is loaded and with which hyper-parameters.
+
+A profile is a YAML file beside this module (``mini``, ``paper``), read into frozen pydantic models that refuse
+unknown keys. Paths are relative to the project root; :meth:`Profile.path` resolves them.
+"""
+
+import difflib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fsad_lib.errors import FsadError
+from fsad_lib.runs import project_root
+
+Positive = Annotated[int, Field(gt=0)]
+Steps = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Above0 = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class Clip(_Model):
+    """An open_clip checkpoint: a folder, or a file together with the name of its architecture."""
+
+    checkpoint: str
+    architecture: str | None = None
+    source: str = ""
+
+
+class Diffusion(_Model):
+    """A diffusers folder in hub layout; ``image_size`` in pixels."""
+
+    checkpoint: str
+    image_size: Positive
+    source: str = ""
+
+
+class Backbone(_Model):
+    """A timm backbone for ``patch_memory``; without ``checkpoint`` the weights come from its Python package."""
+
+    name: str
+    checkpoint: str | None = None
+    image_size: Positive = 224
+    source: str = ""
+
+
+class Adp(_Model):
+    """Hyper-parameters of ADP (equations 1 to 7)."""
+
+    alpha: AtLeast0
+    gamma: Annotated[float, Field(ge=0, le=1)]
+    tau: Above0
+    lr: Above0
+    steps_ti: Steps
+    steps_normal: Steps
+    steps_anomaly: Steps
+    batch_size: Positive
+    templates: Annotated[int, Field(ge=1, le=27)]
+    n_pseudo: Positive
+    n_pseudo_tuning: Positive
+    strength: Fraction
+    guidance_scale: AtLeast0
+    num_inference_steps: Positive
+    crop_scale: tuple[Fraction, Fraction]
+    visual_weight: AtLeast0
+    prompts_pseudo: tuple[str, ...]
+    prompts_tuning: tuple[str, ...]
+
+
+class Winclip(_Model):
+    """``tau`` None means 1 / the model's own logit scale; ``scales`` are window sides in patches."""
+
+    tau: Above0 | None = None
+    scales: tuple[Positive, ...] = (2, 3)
+
+
+class Profile(_Model):
+    """One resolved profile. Sections: clip, winclip_clip, diffusion, backbone, adp, winclip."""
+
+    name: Literal["mini", "paper"]
+    models_root: str
+    clip: Clip
+    winclip_clip: Clip
+    diffusion: Diffusion
+    backbone: Backbone
+    adp: Adp
+    winclip: Winclip
+
+    def path(self, section: str) -> Path | None:
+        """Absolute path of a section's checkpoint ("clip", "winclip_clip", "diffusion", "backbone");
+        None where the weights come with a Python package.
+
+        >>> load_profile("mini").path("clip").parts[-2:]
+        ('mini', 'clip')
+        """
+        checkpoint = getattr(self, section).checkpoint
+        return None if checkpoint is None else project_root() / self.models_root / checkpoint
+
+
+MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")
+
+
+def names() -> list[str]:
+    """The profiles that exist.
+
+    >>> names()
+    ['mini', 'paper']
+    """
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Read ``"adp.alpha=2,winclip.scales=[2,3]"``; values are YAML.
+
+    >>> parse_overrides("adp.alpha=2, winclip.scales=[2,3]")
+    {'adp.alpha': 2, 'winclip.scales': [2, 3]}
+    """
+    found: dict[str, Any] = {}
+    for item in re.split(r",(?=\s*[A-Za-z_][\w.]*\s*=)", text.strip()) if text.strip() else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise FsadError(f"overrides: found {item.strip()!r}, expected key=value,key=value as in 'adp.alpha=2'.")
+        if key.strip() in found:
+            raise FsadError(f"overrides: {key.strip()!r} is given twice.")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FsadError(f"overrides: the value of {key.strip()!r} is not valid YAML: {value!r}.") from error
+    return found
+
+
+def _keys(raw: dict[str, Any]) -> list[str]:
+    fields = []
+    for name, info in Profile.model_fields.items():
+        if isinstance(raw.get(name), dict):
+            fields += [f"{name}.{key}" for key in info.annotation.model_fields]
+        elif name != "name":
+            fields.append(name)
+    return fields
+
+
+@lru_cache(maxsize=None)
+def _read(name: str) -> str:
+    if name not in names():
+        close = difflib.get_close_matches(str(name), names(), 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise FsadError(f"Unknown profile {name!r}; the profiles are {', '.join(names())}.{hint}")
+    return (Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Profile:
+    """Read a profile and apply ``overrides`` (a dict of dotted keys, or the string of :func:`parse_overrides`).
+
+    Unknown names and keys, and values of the wrong type or range, raise :class:`FsadError`.
+
+    >>> load_profile("mini", "adp.alpha=2").adp.alpha
+    2.0
+    >>> load_profile("mini", "adp.alfa=2")
+    Traceback (most recent call last):
+    fsad_lib.errors.FsadError: Profile 'mini' has no key 'adp.alfa'. Did you mean 'adp.alpha'?
+    """
+    raw = yaml.safe_load(_read(name))
+    valid = _keys(raw)
+    for key, value in (parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}).items():
+        if key not in valid:
+            close = difflib.get_close_matches(key, valid, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Keys: {', '.join(valid)}."
+            raise FsadError(f"Profile {name!r} has no key {key!r}. {hint}")
+        section, _, field = key.partition(".")
+        if field:
+            raw[section][field] = value
+        else:
+            raw[section] = value
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc']))}: found {e['input']!r}; {e['msg'][0].lower() + e['msg'][1:]}"
+            for e in error.errors()
+        ]
+        raise FsadError("\n".join([f"Profile {name!r} is not valid:", *lines])) from None
+
+
+def _missing_files(section: str, path: Path) -> list[Path]:
+    if section == "diffusion":
+        wanted = [
+            path / "model_index.json",
+            path / "scheduler" / "scheduler_config.json",
+            *((path / part / "config.json") for part in ("vae", "unet")),
+            path / "tokenizer",
+        ]
+        missing = [p for p in wanted if not p.exists()]
+        weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+        for part in ("vae", "unet"):
+            if not any((path / part).glob("*.safetensors")):
+                missing.append(path / part / weights[0])
+        if (path / "text_encoder").is_dir() and not any((path / "text_encoder").glob("*.safetensors")):
+            missing.append(path / "text_encoder" / "model.safetensors")
+        return missing
+    if section in ("clip", "winclip_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+        files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        missing = [path / "open_clip_config.json"] if not (path / "open_clip_config.json").is_file() else []
+        return missing if any((path / f).is_file() for f in files) else [*missing, path / files[0]]
+    return [] if path.is_file() or (path.is_dir() and section == "backbone") else [path]
+
+
+def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECTIONS) -> None:
+    """Return when every file of the profile's ``sections`` is there; else raise :class:`FsadError` naming each
+    missing file, where to get it and where to put it. Nothing is loaded: it takes milliseconds."""
+    lines: list[str] = []
+    for section in sections:
+        path = profile.path(section)
+        missing = _missing_files(section, path) if path is not None else []
+        if missing:
+            source = getattr(profile, section).source or "see README.md"
+            lines += [f"  {section}: put it at {path}", f"    from: {source}"]
+            lines += [f"    missing: {file}" for file in missing]
+    if lines:
+        raise FsadError(
+            "\n".join(
+                [
+                    f"Profile {profile.name!r} needs checkpoints that are not on disk:",
+                    *lines,
+                    "Download them, or point to your copy with an override such as "
+                    f"'{lines[0].split(':')[0].strip()}.checkpoint=/path/to/it'.",
+                ]
+            )
+        )
