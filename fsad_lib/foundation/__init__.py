@@ -1,0 +1,1 @@
+"""What is pretrained: CLIP, diffusion models, image backbones, and the learned words that go into them."""
