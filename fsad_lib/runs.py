@@ -1,7 +1,40 @@
-"""Runs: identity, folder, fingerprint, products and completion of one stage of one method."""
+"""Runs: identity, folder, fingerprint, products and completion of one stage of one method.
 
+A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``. It is complete if and
+only if its ``metrics.json`` is there and the fingerprint in it equals the fingerprint of what would run now: the
+parameters, the resolved profile, the content of the inputs, and the syntax trees of the library code that the stage
+uses. Every file of a run is written beside its target and renamed into place.
+"""
+
+import ast
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
 import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
+
+from fsad_lib.errors import FsadError
+
+MACHINERY = frozenset({"__main__", "errors", "pipeline", "plots", "profiles", "runs", "tables"})
+"""Top-level modules that cannot change a stage's products; the profile enters a fingerprint by its values."""
+
+UPSTREAM = {
+    ("20_synthesize", "adp"): ("10_personalize",),
+    ("40_evaluate", "adp"): ("10_personalize", "20_synthesize"),
+}
+"""(stage, method) -> the earlier stages whose products it uses."""
+
+_PATH_FIELDS = ("checkpoint", "source")
 
 
 def project_root() -> Path:
@@ -15,3 +48,635 @@ def project_root() -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "fsad_lib").is_dir():
             return folder
     return here
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(error: OSError, path: Path) -> FsadError:
+    what = {
+        errno.ENOSPC: "the disk is full: free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+        errno.EACCES: "no permission to write there: change the folder's owner or set FSAD_HOME to a folder of yours",
+        errno.EPERM: "no permission to write there: change the folder's owner or set FSAD_HOME to a folder of yours",
+        errno.EROFS: "the file system is read-only: set FSAD_HOME to a folder that can be written",
+        errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+        errno.EEXIST: "a file stands where a folder is needed: move it away",
+        errno.ENAMETOOLONG: "the name is too long: use a shorter category or tag",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return FsadError(f"Cannot write {path}: {what}.")
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside ``path`` (same suffix) that becomes ``path``, atomically, when the block ends well.
+
+    When the block raises, nothing is left and ``path`` is untouched; an ``OSError`` on the way (disk full, no permission)
+    becomes a :class:`FsadError`.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with replacing(target) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> target.read_text(), len(list(target.parent.iterdir()))
+    ('whole', 1)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON atomically. Numpy scalars become numbers; NaN and infinities are refused."""
+    try:
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise FsadError(f"Cannot write {path}: {error}. Expected finite numbers, text, lists and dicts.") from error
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; None when the file is missing or not valid (a run with a broken record is simply not complete)."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# --- hashing ---------------------------------------------------------------------------------------------------------
+
+
+class _HashCache:
+    """SHA-256 of files, remembered by path, size and modification time, in memory and on disk."""
+
+    def __init__(self) -> None:
+        self.root: Path | None = None
+        self.known: dict[str, list] = {}
+
+    def __call__(self, paths: Iterable[Path]) -> list[str]:
+        root = project_root()
+        store = root / "data" / "runs" / ".cache" / "sha256.json"
+        if self.root != root:
+            self.root, self.known = root, read_json(store) or {}
+        hashes, changed = [], False
+        for path in paths:
+            try:
+                stat = path.stat()
+                entry = self.known.get(str(path))
+                if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+                    with open(path, "rb") as file:
+                        entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+                    self.known[str(path)], changed = entry, True
+                hashes.append(entry[2])
+            except OSError:
+                hashes.append("missing")
+        if changed:
+            with contextlib.suppress(FsadError):
+                write_json(store, (read_json(store) or {}) | self.known)
+        return hashes
+
+
+file_hashes = _HashCache()
+"""``file_hashes(paths) -> list[str]``: SHA-256 of each file ("missing" where there is none)."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tree_hash(path: Path | None) -> list[list[str]]:
+    if path is None:
+        return []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    names = [p.relative_to(path).as_posix() if path.is_dir() else "file" for p in files]
+    return [list(pair) for pair in zip(names, file_hashes(files), strict=True)]
+
+
+# --- the code of a stage ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _parse(path: Path, mtime: int) -> ast.Module:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [s for s in node.body if not _is_text(s)]
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _bound(statement: ast.stmt) -> set[str] | None:
+    """Names that a top-level statement binds; None when it must always be kept."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import):
+        return {(a.asname or a.name).split(".")[0] for a in statement.names}
+    if isinstance(statement, ast.ImportFrom):
+        names = {a.asname or a.name for a in statement.names}
+        return None if "*" in names else names
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return None
+
+
+def _needed(tree: ast.Module, names: set[str] | None) -> list[ast.stmt]:
+    """The top-level statements that ``names`` depend on (None: all of them), in order."""
+    if names is None or "__getattr__" in {n for s in tree.body for n in _bound(s) or ()}:
+        return tree.body
+    split: list[ast.stmt] = []
+    for statement in tree.body:
+        if isinstance(statement, ast.Import):
+            split += [ast.Import([a]) for a in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            split += [ast.ImportFrom(statement.module, [a], statement.level) for a in statement.names]
+        else:
+            split.append(statement)
+    wanted, kept, grown = set(names), set(), True
+    while grown:
+        grown = False
+        for i, statement in enumerate(split):
+            bound = _bound(statement)
+            if i not in kept and (bound is None or bound & wanted):
+                kept.add(i)
+                wanted |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
+                grown = True
+    return [s for i, s in enumerate(split) if i in kept]
+
+
+class _Package:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+
+    def file(self, module: str) -> Path | None:
+        parts = module.split(".")
+        if parts[0] != self.name or (len(parts) > 1 and parts[1] in MACHINERY):
+            return None
+        base = self.folder.joinpath(*parts[1:])
+        for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
+            if path.is_file():
+                return path
+        return None
+
+    def imports(self, statements: Iterable[ast.AST], module: str, is_package: bool) -> Iterator[tuple[str, str | None]]:
+        """(module, name or None for all of it) of every import of this package, at any depth of ``statements``."""
+        for statement in statements:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Import):
+                    yield from ((a.name, None) for a in node.names)
+                elif isinstance(node, ast.ImportFrom):
+                    base = node.module or ""
+                    if node.level:
+                        parts = module.split(".")
+                        parts = parts[: len(parts) - node.level + is_package]
+                        base = ".".join([*parts, *([node.module] if node.module else [])])
+                    for alias in node.names:
+                        if self.file(f"{base}.{alias.name}"):
+                            yield f"{base}.{alias.name}", None
+                        else:
+                            file = self.file(base)
+                            whole = alias.name == "*" or file is None or file.name != "__init__.py"
+                            yield base, None if whole else alias.name
+                elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+                    "import_module",
+                    "__import__",
+                ):
+                    first = node.args[0] if node.args else None
+                    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                        yield first.value, None
+
+
+def code_hash(entry: str = "", source: str = "", package: Path | None = None) -> str:
+    """Hash of the library code that ``entry`` ("module" or "module:function") and ``source`` (Python text) use.
+
+    Imports are followed statically, at any depth, inside the package only. Comments, docstrings and layout do not count.
+    Of the entry module, and of a package's ``__init__``, only the definitions that are used count. ``import_module`` is
+    followed when its argument is a literal. Modules of :data:`MACHINERY` are left out.
+
+    >>> code_hash("fsad_lib.errors:FsadError") == code_hash("fsad_lib.errors:FsadError")
+    True
+    """
+    root = _Package(package or Path(__file__).parent)
+    wanted: dict[str, set[str] | None] = {}
+    todo: list[tuple[str, str | None]] = []
+    if entry:
+        module, _, function = entry.partition(":")
+        todo.append((module, function or None))
+    tree = ast.parse(source)
+    todo += root.imports(tree.body, "", False)
+    statements: dict[str, list[ast.stmt]] = {}
+    while todo:
+        module, name = todo.pop()
+        file = root.file(module)
+        if file is None:
+            continue
+        if module in wanted and (wanted[module] is None or name in wanted[module]):
+            continue
+        wanted[module] = None if name is None else (wanted.get(module) or set()) | {name}
+        needed = _needed(_parse(file, file.stat().st_mtime_ns), wanted[module])
+        statements[module] = needed
+        todo += root.imports(needed, module, file.name == "__init__.py")
+    state = hashlib.sha256(ast.dump(tree).encode())
+    for module in sorted(statements):
+        state.update(f"\n{module}\n".encode())
+        for statement in statements[module]:
+            state.update(ast.dump(statement).encode())
+    return state.hexdigest()
+
+
+def stage_entry(stage: str, method: str) -> str:
+    """The library function behind a stage, by convention.
+
+    >>> stage_entry("10_personalize", "adp")
+    'fsad_lib.adp.stages:personalize'
+    """
+    return f"fsad_lib.{method}.stages:{stage.partition('_')[2]}"
+
+
+# --- the inputs of a run ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _table(root: Path, dataset: str, category: str, data_root: str):
+    from fsad_lib import datasets
+
+    table = datasets.load(dataset, category, data_root or None)
+    files = [Path(p) for p in table["path"]]
+    masks = [Path(p) if isinstance(p, str) else None for p in table["mask_path"]]
+    mask_hashes = iter(file_hashes([m for m in masks if m is not None]))
+    rows = zip(
+        file_hashes(files),
+        [next(mask_hashes) if m is not None else "" for m in masks],
+        table["split"].astype(str),
+        table["label"].astype(int),
+        table["defect"].astype(str),
+        strict=True,
+    )
+    return table, digest(sorted([list(row) for row in rows]))
+
+
+@lru_cache(maxsize=256)
+def _manifest(root: Path, dataset: str, category: str, data_root: str, seed: int) -> list[dict]:
+    from fsad_lib.datasets import shots
+
+    return shots.manifest(_table(root, dataset, category, data_root)[0], dataset, category, seed)
+
+
+@lru_cache(maxsize=16)
+def _models(root: Path, dump: str, profile: Any) -> dict[str, list]:
+    from fsad_lib.profiles import MODEL_SECTIONS
+
+    return {section: _tree_hash(profile.path(section)) for section in MODEL_SECTIONS}
+
+
+def forget_inputs() -> None:
+    """Drop what this process remembers of data sets and models, after they were changed on disk."""
+    for cache in (_table, _manifest, _models):
+        cache.cache_clear()
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def check_name(what: str, value: Any) -> str:
+    """``value`` as one safe path component, else :class:`FsadError`.
+
+    >>> check_name("category", "metal_nut")
+    'metal_nut'
+    >>> check_name("category", "../other")
+    Traceback (most recent call last):
+    fsad_lib.errors.FsadError: category: found '../other', expected one plain name without '/', '\\\\', '..' or a leading dot.
+    """
+    if not isinstance(value, str) or not value or len(value) > 120 or not value.isprintable():
+        raise FsadError(f"{what}: found {value!r}, expected one plain name of 1 to 120 printable characters.")
+    if "/" in value or "\\" in value or ".." in value or value.startswith("."):
+        raise FsadError(
+            f"{what}: found {value!r}, expected one plain name without '/', '\\\\', '..' or a leading dot."
+        )
+    return value
+
+
+def _check_count(what: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise FsadError(f"{what}: found {value!r}, expected a whole number of at least {least}.")
+    return value
+
+
+@dataclass
+class Run:
+    """One run folder. Made by :func:`open_run`; opening creates nothing on disk but first-use data and its manifest."""
+
+    stage: str
+    method: str
+    path: Path
+    identity: dict[str, Any]
+    profile: Any = None
+    data_root: str = ""
+    overrides: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    describe: Callable[["Run"], dict[str, Any]] | None = field(default=None, repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("dataset", "category", "shots", "seed", "tag") and name in self.__dict__.get("identity", {}):
+            return self.identity[name]
+        raise AttributeError(f"Run has no attribute {name!r}")
+
+    # identity
+
+    def __str__(self) -> str:
+        return "/".join(self.path.parts[-5:])
+
+    @cached_property
+    def ingredients(self) -> dict[str, str]:
+        """What the fingerprint is made of, each part as a hash."""
+        return {name: digest(value) for name, value in (self.describe or _describe)(self).items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest(self.ingredients)
+
+    def upstream(self, stage: str) -> "Run":
+        """The run of an earlier stage with the same identity, profile and method."""
+        return open_run(
+            stage,
+            self.method,
+            profile=self.profile,
+            data_root=self.data_root,
+            overrides=self.overrides,
+            params=self.params,
+            **{k: self.identity[k] for k in ("dataset", "category", "shots", "seed", "tag")},
+        )
+
+    # inputs
+
+    def table(self):
+        """The data set's table (see :func:`fsad_lib.datasets.load`), read once per process."""
+        return _table(project_root(), self.identity["dataset"], self.identity["category"], self.data_root)[0].copy()
+
+    def shot_paths(self) -> list[str]:
+        """Absolute paths of the run's normal images, from the shot manifest."""
+        from fsad_lib.datasets import shots
+
+        i = self.identity
+        return shots.take(self.table(), i["dataset"], i["category"], i["seed"], i["shots"])
+
+    # products
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """The content of ``metrics.json``, or None."""
+        return read_json(self.path / "metrics.json")
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists."""
+        metrics = self.metrics
+        return (
+            isinstance(metrics, dict)
+            and metrics.get("fingerprint") == self.fingerprint
+            and all((project_root() / name).exists() for name in metrics.get("files", ()))
+        )
+
+    def product_path(self, name: str) -> Path:
+        """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
+        check_name("product", name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explain(error, self.path) from error
+        return self.path / name
+
+    def has(self, *names: str) -> bool:
+        """Whether every product was committed by this very fingerprint and is still byte for byte the same."""
+        listed = read_json(self.path / "products.json") or {}
+        for name in names:
+            entry = listed.get(name, {})
+            same = entry.get("fingerprint") == self.fingerprint
+            if not same or file_hashes([self.path / name]) != [entry.get("sha256")]:
+                return False
+        return True
+
+    def commit(self, *names: str) -> None:
+        """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint."""
+        hashes = file_hashes([self.product_path(name) for name in names])
+        missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
+        if missing:
+            raise FsadError(f"Run {self}: cannot commit {', '.join(missing)}: no such file in {self.path}.")
+        listed = read_json(self.path / "products.json") or {}
+        for name, found in zip(names, hashes, strict=True):
+            listed[name] = {"sha256": found, "fingerprint": self.fingerprint}
+        write_json(self.path / "products.json", listed)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A temporary path that becomes the committed product ``name`` when the block ends well."""
+        with replacing(self.product_path(name)) as temporary:
+            yield temporary
+        self.commit(name)
+
+    def scratch(self, name: str) -> Path:
+        """A path for an unfinished state (a training checkpoint) of this fingerprint; gone once the run is complete."""
+        check_name("scratch file", name)
+        folder = self.path / f".partial-{self.fingerprint[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explain(error, folder) from error
+        return folder / name
+
+    def finish(self, metrics: dict[str, Any] | None = None) -> None:
+        """The last call of a stage's notebook: writes ``result.json``. The runner makes ``metrics.json`` of it once the
+        whole notebook has succeeded."""
+        write_json(
+            self.product_path("result.json"),
+            {"fingerprint": self.fingerprint, "metrics": metrics or {}, "runtime": _runtime()},
+        )
+
+    def complete_with(self, provenance: dict[str, Any], files: Iterable[str] = ()) -> None:
+        """The runner's last step: ``provenance.json``, then ``metrics.json``, then the leftovers are removed."""
+        result = read_json(self.path / "result.json") or {}
+        write_json(self.path / "provenance.json", provenance | result.get("runtime", {}))
+        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files)}
+        write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
+        self.sweep(partial=True)
+
+    def sweep(self, partial: bool = False) -> None:
+        """Remove what an interrupted process left: temporary files, other fingerprints' unfinished states."""
+        for path in self.path.glob(".*") if self.path.is_dir() else ():
+            mine = path.name == f".partial-{self.fingerprint[:16]}"
+            if path.name.startswith(".tmp-"):
+                path.unlink(missing_ok=True)
+            elif path.name.startswith(".partial-") and (partial or not mine):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; :class:`FsadError` when another one has it. A killed process holds nothing."""
+        path = self.product_path("lock")
+        try:
+            handle = open(path, "w")  # noqa: SIM115
+        except OSError as error:
+            raise _explain(error, path) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
+            yield
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    """The ingredients of a stage run's fingerprint."""
+    root, i = project_root(), run.identity
+    dump = run.profile.model_dump(mode="json")
+    manifest = _manifest(root, i["dataset"], i["category"], run.data_root, i["seed"])
+    resolved = {
+        section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
+        for section, value in dump.items()
+        if section not in ("models_root", "name")
+    }
+    described = {
+        "identity": {k: v for k, v in i.items() if k != "tag"},
+        "params": run.params,
+        "profile": resolved,
+        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile),
+        "data": _table(root, i["dataset"], i["category"], run.data_root)[1],
+        "shots": [entry["sha256"] for entry in manifest[: i["shots"]]],
+        "code": code_hash(stage_entry(run.stage, run.method)),
+    }
+    for stage in UPSTREAM.get((run.stage, run.method), ()):
+        described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
+    return described
+
+
+def open_run(
+    stage: str,
+    method: str,
+    *,
+    profile: Any,
+    dataset: str,
+    category: str,
+    shots: int,
+    seed: int,
+    tag: str = "",
+    data_root: str = "",
+    overrides: str = "",
+    params: dict[str, Any] | None = None,
+) -> Run:
+    """The run of one (stage, method, profile, data set, category, shots, seed).
+
+    ``stage`` is a number and a name ("10_personalize"); ``profile`` a name or a loaded Profile; ``data_root`` where the
+    data set lies ("" for the project's own folder); ``overrides`` "key=value,key=value" over the profile; ``params``
+    whatever else changes the result. Overrides without a ``tag`` get one of their own, so that they never replace the
+    plain run. Names with separators or "..", shots below 1 and seeds below 0 raise :class:`FsadError`.
+    """
+    from fsad_lib.profiles import load_profile, parse_overrides
+
+    if not isinstance(stage, str) or not re.fullmatch(r"\d\d_[a-z]\w*", stage):
+        raise FsadError(f"stage: found {stage!r}, expected two digits and a name such as '10_personalize'.")
+    if isinstance(profile, str):
+        profile = load_profile(profile, overrides)
+    if overrides and not tag:
+        tag = f"set-{digest(parse_overrides(overrides))[:8]}"
+    identity = {
+        "profile": profile.name,
+        "stage": check_name("stage", stage),
+        "method": check_name("method", method),
+        "dataset": check_name("dataset", dataset),
+        "category": check_name("category", category),
+        "shots": _check_count("shots", shots, 1),
+        "seed": _check_count("seed", seed, 0),
+        "tag": check_name("tag", tag) if tag else "",
+    }
+    folder = f"k{shots}_seed{seed}" + (f"_{tag}" if tag else "")
+    path = project_root() / "data" / "runs" / profile.name / dataset / category / f"{stage}_{method}" / folder
+    return Run(stage, method, path, identity, profile, data_root or "", overrides, dict(params or {}))
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def _runtime() -> dict[str, Any]:
+    """Device and peak memory of this process, as far as it knows without importing anything."""
+    import resource
+
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    seen: dict[str, Any] = {
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale),
+        "device": "cpu",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        seen["device"] = torch.cuda.get_device_name()
+        seen["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    if torch is not None:
+        seen["threads"] = torch.get_num_threads()
+    return seen
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a number.
+
+    >>> "torch" in versions()
+    True
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in (
+        "anomalib diffusers numpy open_clip_torch pandas papermill pillow safetensors scikit-learn timm torch torchvision"
+        " transformers"
+    ).split():
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def code_revision() -> str | None:
+    """The git revision of the project folder, with "+changes" when tracked files differ; None outside git."""
+    import subprocess
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(project_root()), *words], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no") if revision else None
+    return f"{revision}+changes" if revision and changed else revision
