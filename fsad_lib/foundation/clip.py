@@ -1,0 +1,396 @@
+"""CLIP models from local files: image, patch and text embeddings, with learned words in the prompts.
+
+One class serves the paper's ViT-H/14 and the miniature: both are open_clip models, read from a folder in the hub's
+layout or from a weights file and an architecture name. Nothing is ever downloaded.
+"""
+
+import difflib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
+
+__all__ = ["CLIP", "END_OF_TEXT", "ImageTokens", "expand_token_rows", "load_clip"]
+
+END_OF_TEXT = 49407
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+class ImageTokens(NamedTuple):
+    """What the image tower knows about an image.
+
+    f: (B, D) unit image embeddings. patches: (B, N, width) features of the patches before the projection into
+    the joint space (the "penultimate" features of WinCLIP). grid: side of the square patch grid, N = grid².
+    """
+
+    f: Tensor
+    patches: Tensor
+    grid: int
+
+
+class CLIP:
+    """An open_clip model with frozen weights, in evaluation mode and float32.
+
+    Args:
+        model: ``open_clip.CLIP`` or ``open_clip.CustomTextCLIP`` with a token-pooled ``VisionTransformer``.
+        mean: channel means that the image tower was trained with, for images in [0, 1].
+        std: channel standard deviations, likewise.
+
+    Attributes:
+        model: the open_clip model; its parameters do not require gradients.
+        image_size: side of the square input in pixels.
+        grid: side of the square patch grid.
+        token_dim: length d of a token embedding, hence of a learned word.
+        embed_dim: length D of the joint embeddings.
+        logit_scale: the learned inverse temperature (about 100 after training).
+
+    Raises:
+        FsadError: an image or text tower of a kind whose mechanics differ from what is assumed here.
+
+    Example:
+        >>> vision = dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8)
+        >>> text = dict(width=16, heads=2, layers=1)
+        >>> clip = CLIP(open_clip.CLIP(24, vision, text))
+        >>> clip.encode_image(torch.rand(2, 3, 50, 50)).shape
+        torch.Size([2, 24])
+        >>> clip.encode_text(["a damaged <c_n>"], {"<c_n>": clip.token_embedding("gear")}).shape
+        torch.Size([1, 24])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float] = open_clip.OPENAI_DATASET_MEAN,
+        std: Sequence[float] = open_clip.OPENAI_DATASET_STD,
+    ) -> None:
+        self.model = model.float().eval().requires_grad_(False)
+        self._text = getattr(model, "text", model)
+        self._visual = model.visual
+        _check_towers(self._visual, self._text)
+        self.image_size = self._visual.image_size[0]
+        self.grid = self._visual.grid_size[0]
+        self.token_dim = self._text.token_embedding.weight.shape[1]
+        self.embed_dim = self._visual.output_dim
+        self.logit_scale = float(model.logit_scale.exp())
+        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(std).view(1, 3, 1, 1)
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=self._text.context_length)
+        self._tokenized = lru_cache(maxsize=512)(self._tokenize)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._text.positional_embedding.device
+
+    # Images
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] as the image tower wants them: (B, 3, image_size, image_size).
+
+        Resized directly to the square (bicubic, antialiased, clamped to [0, 1]) and normalised.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise FsadError(
+                f"expected a float image batch (B, 3, H, W) in [0, 1], found {x.dtype} {tuple(x.shape)}; "
+                "read images with fsad_lib.datasets.read_images."
+            )
+        x = x.to(self.device, torch.float32)
+        size = (self.image_size, self.image_size)
+        if tuple(x.shape[-2:]) != size:
+            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return (x - self._mean.to(x)) / self._std.to(x)
+
+    def embed_patches(self, x: Tensor) -> Tensor:
+        """The image tower's input tokens (B, 1 + N, width) for images (B, 3, H, W) in [0, 1].
+
+        Class token first, positional embeddings added, first layer norm applied. All of it works token by token,
+        so that any subset of these tokens is what the tower would see of that subset alone.
+        """
+        v = self._visual
+        patches = v.conv1(self.preprocess(x)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([v.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        return v.ln_pre(tokens + v.positional_embedding)
+
+    def encode_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the transformer on tokens (B, 1 + n, width) of :meth:`embed_patches` or of a subset of them.
+
+        Returns:
+            f (B, D), of unit norm, and the patch features (B, n, width) after the last layer norm.
+        """
+        v = self._visual
+        tokens = v.ln_post(v.transformer(tokens))
+        return F.normalize(tokens[:, 0] @ v.proj, dim=-1), tokens[:, 1:]
+
+    @torch.no_grad()
+    def encode_image(self, x: Tensor, batch_size: int = 64) -> Tensor:
+        """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size."""
+        return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in x.split(batch_size)])
+
+    @torch.no_grad()
+    def encode_image_tokens(self, x: Tensor, batch_size: int = 64) -> ImageTokens:
+        """Image embeddings and patch features for images (B, 3, H, W) in [0, 1] of any size."""
+        parts = [self.encode_tokens(self.embed_patches(part)) for part in x.split(batch_size)]
+        f, patches = (torch.cat(items) for items in zip(*parts, strict=True))
+        return ImageTokens(f, patches, self.grid)
+
+    # Text
+
+    def encode_text(self, prompts: Sequence[str], concepts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Text embeddings of prompts that may hold learned words.
+
+        The context is cut to the longest prompt of the batch: behind a causal mask nothing after the end-of-text
+        token can change the embedding that is read there.
+
+        Args:
+            prompts: B sentences; a learned word is written as its placeholder, for example ``"<c_n>"``.
+            concepts: placeholder -> vector (token_dim,).
+
+        Returns:
+            g (B, D) of unit norm, differentiable in the vectors and in nothing else.
+
+        Raises:
+            FsadError: see :func:`fsad_lib.foundation.tokens.insert_concepts`.
+        """
+        concepts = dict(concepts or {})
+        ids, positions, end = self._tokenized(_as_tuple(prompts), tuple(concepts))
+        ids, end = ids.to(self.device), end.to(self.device)
+        text = self._text
+        embeddings = inject(text.token_embedding(ids), positions, concepts)
+        length = ids.shape[1]
+        mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+        hidden = text.transformer(embeddings + text.positional_embedding[:length], attn_mask=mask)
+        # The position of the end token comes from the ids, never from the largest id.
+        pooled = text.ln_final(hidden[torch.arange(len(ids), device=self.device), end])
+        projection = text.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        return F.normalize(pooled, dim=-1)
+
+    def token_embedding(self, word: str) -> Tensor:
+        """The embedding (token_dim,) of a word that is exactly one token: where a learned word may start.
+
+        Raises:
+            FsadError: the word is several tokens, or none.
+
+        Example:
+            >>> vision = dict(image_size=16, layers=1, width=32, head_width=16, patch_size=8)
+            >>> clip = CLIP(open_clip.CLIP(24, vision, dict(width=16, heads=2, layers=1)))
+            >>> clip.token_embedding("object").shape
+            torch.Size([16])
+        """
+        ids = self._tokenizer([word])[0].tolist()
+        tokens = ids[1 : ids.index(END_OF_TEXT)]
+        if len(tokens) != 1:
+            raise FsadError(f"{word!r} is {len(tokens)} tokens; a start word must be one, such as 'object'.")
+        return self._text.token_embedding.weight[tokens[0]].clone()
+
+    def _tokenize(self, prompts: tuple[str, ...], names: tuple[str, ...]) -> tuple[Tensor, list, Tensor]:
+        ids, positions = insert_concepts(prompts, self._tokenizer, names)
+        end = end_positions(ids, END_OF_TEXT)
+        if self._text.attn_mask is not None and len(ids):
+            ids = ids[:, : int(end.max()) + 1]
+        return ids, positions, end
+
+
+def load_clip(
+    checkpoint: str | Path, architecture: str | None = None, device: str | torch.device = "cpu"
+) -> CLIP:
+    """Reads a CLIP model from disk.
+
+    Args:
+        checkpoint: a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or
+            ``open_clip_pytorch_model.bin``), as on the hub; or one weights file (.safetensors, .bin, .pt).
+        architecture: for a file, open_clip's name of the architecture, e.g. ``"ViT-H-14"``. Weights published by
+            OpenAI were trained with QuickGELU: name them ``"ViT-B-16-quickgelu"``; nothing in the file itself
+            tells, and plain ``"ViT-B-16"`` would load without a word and score wrongly.
+        device: where to put the model.
+
+    Returns:
+        the model, in float32 whatever the file's precision.
+
+    Raises:
+        FsadError: missing files, an unknown architecture, weights that do not fit, an unsupported tower.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        config = _read_config(path / "open_clip_config.json")
+        model_config, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
+        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if weights is None:
+            raise FsadError(f"no CLIP weights in {path}: expected {' or '.join(WEIGHTS)}. Put the file there.")
+    elif path.is_file():
+        model_config, preprocess, weights = _architecture(architecture, path), {}, path
+    else:
+        raise FsadError(
+            f"no CLIP checkpoint at {path}: expected a folder with open_clip_config.json and {WEIGHTS[0]}, or a "
+            "weights file and its architecture. Download it there, or set the path in the profile."
+        )
+    model = _build(model_config, path)
+    state = _adapt(_read_state(weights), model)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise FsadError(
+            f"the weights in {weights} do not fit the architecture {architecture or 'of its configuration'}: "
+            f"{_shorten(str(error))} Name the architecture that the weights were trained with."
+        ) from error
+    kwargs = {key: preprocess[key] for key in ("mean", "std") if preprocess.get(key)}
+    return CLIP(model.to(device), **kwargs)
+
+
+def expand_token_rows(rows: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
+    """The whole token table of a model that ships only the rows it trained.
+
+    Args:
+        rows: (n, d) trained token embeddings.
+        ids: (n,) their token ids.
+        vocab_size: number of rows of the whole table.
+
+    Returns:
+        (vocab_size, d) float32; every other row is drawn from N(0, 0.02²) by a generator seeded with 0, so that
+        it is the same on every machine.
+
+    Example:
+        >>> table = expand_token_rows(torch.ones(1, 4), torch.tensor([2]), 5)
+        >>> table.shape, table[2].tolist()
+        (torch.Size([5, 4]), [1.0, 1.0, 1.0, 1.0])
+    """
+    table = torch.randn(vocab_size, rows.shape[1], generator=torch.Generator().manual_seed(0)) * 0.02
+    table[ids.long()] = rows.float()
+    return table
+
+
+def _check_towers(visual: nn.Module, text: nn.Module) -> None:
+    if not isinstance(visual, VisionTransformer):
+        found = f"an image tower of type {type(visual).__name__}"
+    elif visual.attn_pool is not None or visual.pool_type != "tok":
+        pooling = "attention" if visual.attn_pool is not None else visual.pool_type
+        found = f"a VisionTransformer with {pooling!r} pooling"
+    elif visual.proj is None:
+        found = "a VisionTransformer without a projection"
+    elif visual.grid_size[0] != visual.grid_size[1]:
+        found = f"a patch grid of {visual.grid_size[0]}x{visual.grid_size[1]}"
+    elif not hasattr(text, "token_embedding"):
+        found = f"a text tower of type {type(text).__name__}"
+    elif getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
+        found = "a text tower with a class token or a padding mask"
+    elif (pool := getattr(text, "text_pool_type", getattr(text, "pool_type", None))) not in ("argmax", "eos"):
+        found = f"a text tower with {pool!r} pooling"
+    elif text.token_embedding.num_embeddings <= END_OF_TEXT:
+        found = f"a vocabulary of {text.token_embedding.num_embeddings} tokens"
+    else:
+        return
+    raise FsadError(
+        f"found {found}; supported are open_clip models with a square, token-pooled VisionTransformer and CLIP's "
+        "own text tower and tokenizer, such as ViT-B-16, ViT-B-16-plus-240, ViT-L-14 or ViT-H-14."
+    )
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"], config["model_cfg"]["embed_dim"]
+    except FileNotFoundError:
+        raise FsadError(f"no {path.name} in {path.parent}; copy it from where the weights came from.") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FsadError(
+            f"{path} is not an open_clip configuration ({error}); expected model_cfg with embed_dim, vision_cfg and "
+            "text_cfg. Copy it again from where the weights came from."
+        ) from error
+    return config
+
+
+def _architecture(name: str | None, path: Path) -> dict:
+    known = open_clip.list_models()
+    if name is None:
+        raise FsadError(f"{path} is a file: name its architecture too, for example architecture='ViT-H-14'.")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or ["ViT-B-16", "ViT-B-16-plus-240", "ViT-H-14"]
+        raise FsadError(f"open_clip knows no architecture {name!r}; did you mean {', '.join(close)}?")
+    if "openai" in path.name.lower() and "quickgelu" not in name and f"{name}-quickgelu" in known:
+        raise FsadError(
+            f"{path.name} holds OpenAI's weights, which were trained with QuickGELU, but {name!r} uses GELU; "
+            f"set architecture='{name}-quickgelu'."
+        )
+    return open_clip.get_model_config(name)
+
+
+def _build(config: dict, path: Path) -> nn.Module:
+    config = dict(config)
+    custom = config.pop("custom_text", False)
+    foreign = [
+        key
+        for part in ("vision_cfg", "text_cfg")
+        for key in ("timm_model_name", "hf_model_name", "hf_tokenizer_name")
+        if config[part].get(key)
+    ]
+    if foreign:
+        raise FsadError(
+            f"the model at {path} is made with {', '.join(foreign)}; supported are open_clip's own VisionTransformer "
+            "and text tower, such as ViT-B-16 or ViT-H-14."
+        )
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    except TypeError as error:
+        raise FsadError(f"the model at {path} is not a plain open_clip CLIP ({error}).") from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise FsadError(
+            f"{path} cannot be read as a file of weights ({_shorten(str(error))}). It may be incomplete, or a "
+            "TorchScript archive such as OpenAI's own; use a .safetensors or state-dict file of the same model."
+        ) from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    for key in ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask"):
+        state.pop(key, None)
+    for prefix in ("", "text."):
+        rows = state.pop(f"{prefix}token_embedding.rows", None)
+        ids = state.pop(f"{prefix}token_embedding.ids", None)
+        if rows is not None and ids is not None:
+            state[f"{prefix}token_embedding.weight"] = expand_token_rows(rows, ids, model.vocab_size)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    elif "text.positional_embedding" in state and hasattr(model, "positional_embedding"):
+        state = {key.removeprefix("text."): value for key, value in state.items()}
+    if "logit_scale" in state:
+        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _as_tuple(prompts: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(prompts, str):
+        raise FsadError(f"prompts must be a list of strings, found the string {prompts!r}. Write [{prompts!r}].")
+    return tuple(prompts)
+
+
+def _shorten(text: str, length: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + " ..."

@@ -1,0 +1,8 @@
+"""WinCLIP and WinCLIP+: zero- and few-shot anomaly detection with CLIP's windows. See README.md beside this file."""
+
+from fsad_lib.winclip.detector import Scores, WinCLIP, upsample
+from fsad_lib.winclip.memory import FeatureMemory
+from fsad_lib.winclip.prompts import prompt_ensemble
+from fsad_lib.winclip.windows import Features, extract
+
+__all__ = ["FeatureMemory", "Features", "Scores", "WinCLIP", "extract", "prompt_ensemble", "upsample"]
