@@ -34,6 +34,11 @@ UPSTREAM = {
 }
 """(stage, method) -> the earlier stages whose products it uses."""
 
+LIBRARIES = (
+    "anomalib", "diffusers", "numpy", "open_clip_torch", "pandas", "papermill", "pillow", "safetensors", "scikit-learn",
+    "timm", "torch", "torchvision", "transformers",
+)  # fmt: skip
+
 _PATH_FIELDS = ("checkpoint", "source")
 
 
@@ -91,6 +96,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise _explain(error, path) from error
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # writers in other languages wrap the system's error
+            raise _explain(OSError(errno.ENOSPC, str(error)), path) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -361,6 +370,11 @@ def _models(root: Path, dump: str, profile: Any) -> dict[str, list]:
     return {section: _tree_hash(profile.path(section)) for section in MODEL_SECTIONS}
 
 
+def read_table(dataset: str, category: str, data_root: str = ""):
+    """One category's table, read and hashed once per process (see :func:`fsad_lib.datasets.load`)."""
+    return _table(project_root(), dataset, category, data_root)[0].copy()
+
+
 def forget_inputs() -> None:
     """Drop what this process remembers of data sets and models, after they were changed on disk."""
     for cache in (_table, _manifest, _models):
@@ -443,7 +457,7 @@ class Run:
 
     def table(self):
         """The data set's table (see :func:`fsad_lib.datasets.load`), read once per process."""
-        return _table(project_root(), self.identity["dataset"], self.identity["category"], self.data_root)[0].copy()
+        return read_table(self.identity["dataset"], self.identity["category"], self.data_root)
 
     def shot_paths(self) -> list[str]:
         """Absolute paths of the run's normal images, from the shot manifest."""
@@ -562,6 +576,8 @@ def _describe(run: Run) -> dict[str, Any]:
     root, i = project_root(), run.identity
     dump = run.profile.model_dump(mode="json")
     manifest = _manifest(root, i["dataset"], i["category"], run.data_root, i["seed"])
+    if i["shots"] > len(manifest):
+        run.shot_paths()  # says how many there are
     resolved = {
         section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
         for section, value in dump.items()
@@ -655,10 +671,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for name in (
-        "anomalib diffusers numpy open_clip_torch pandas papermill pillow safetensors scikit-learn timm torch torchvision"
-        " transformers"
-    ).split():
+    for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -6,7 +6,7 @@ unknown keys. Paths are relative to the project root; :meth:`Profile.path` resol
 
 import difflib
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,7 +147,7 @@ def _keys(raw: dict[str, Any]) -> list[str]:
     return fields
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(name: str) -> str:
     if name not in names():
         close = difflib.get_close_matches(str(name), names(), 1)
@@ -189,7 +189,7 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
         raise FsadError("\n".join([f"Profile {name!r} is not valid:", *lines])) from None
 
 
-def _missing_files(section: str, path: Path) -> list[Path]:
+def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[Path]:
     if section == "diffusion":
         wanted = [
             path / "model_index.json",
@@ -202,7 +202,8 @@ def _missing_files(section: str, path: Path) -> list[Path]:
         for part in ("vae", "unet"):
             if not any((path / part).glob("*.safetensors")):
                 missing.append(path / part / weights[0])
-        if (path / "text_encoder").is_dir() and not any((path / "text_encoder").glob("*.safetensors")):
+        needs_text_encoder = not shared_text_encoder or (path / "text_encoder").is_dir()
+        if needs_text_encoder and not any((path / "text_encoder").glob("*.safetensors")):
             missing.append(path / "text_encoder" / "model.safetensors")
         return missing
     if section in ("clip", "winclip_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
@@ -218,19 +219,13 @@ def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
     lines: list[str] = []
     for section in sections:
         path = profile.path(section)
-        missing = _missing_files(section, path) if path is not None else []
+        missing = _missing_files(section, path, profile.name == "mini") if path is not None else []
         if missing:
             source = getattr(profile, section).source or "see README.md"
             lines += [f"  {section}: put it at {path}", f"    from: {source}"]
             lines += [f"    missing: {file}" for file in missing]
     if lines:
-        raise FsadError(
-            "\n".join(
-                [
-                    f"Profile {profile.name!r} needs checkpoints that are not on disk:",
-                    *lines,
-                    "Download them, or point to your copy with an override such as "
-                    f"'{lines[0].split(':')[0].strip()}.checkpoint=/path/to/it'.",
-                ]
-            )
-        )
+        title = f"Profile {profile.name!r} needs checkpoints that are not on disk:"
+        example = f"{lines[0].split(':')[0].strip()}.checkpoint=/path/to/it"
+        remedy = f"Download them, or point to your copy with an override such as '{example}'."
+        raise FsadError("\n".join([title, *lines, remedy]))

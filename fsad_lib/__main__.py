@@ -1,0 +1,153 @@
+"""Command line: ``python -m fsad_lib COMMAND``. Exit status 0 done, 1 a run failed, 2 something the user can repair."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fsad_lib", description="Few-shot anomaly detection: data checks, runs, grids, tables, figures."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check-data", help="say what a data folder holds, what was expected, what to do")
+    check.add_argument("path", help="the folder")
+
+    run = commands.add_parser("run", help="run one notebook with parameters, unless its run is complete")
+    run.add_argument("notebook", help="name in notebooks/ (10_personalize_adp) or a path ending in .ipynb")
+    run.add_argument("-p", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+                     help="parameters, in pairs: -p dataset elpv category mono")  # fmt: skip
+    run.add_argument("--list", action="store_true", help="print the notebook's parameters and stop")
+    run.add_argument("--force", action="store_true", help="run it even if it is complete")
+
+    grid = commands.add_parser("grid", help="all stages of a method over data sets x categories x shots x seeds")
+    grid.add_argument("method", nargs="?", default="adp")
+    grid.add_argument("--dataset", nargs="+", default=["minifab"], metavar="NAME")
+    grid.add_argument("--category", nargs="+", metavar="NAME", help="default: all of each data set")
+    grid.add_argument("--shots", nargs="+", type=int, default=[4], metavar="K")
+    grid.add_argument("--seed", nargs="+", type=int, default=[0], metavar="SEED")
+    grid.add_argument("--data-root", default="", help="where the data sets lie; for 'folder' the folder itself")
+    grid.add_argument("--tag", default="", help="a name that keeps these runs apart from others")
+    grid.add_argument("--overrides", default="", metavar="KEY=VALUE,...", help="changes over the profile: adp.alpha=2")
+    grid.add_argument("--force", action="store_true", help="run complete runs again")
+    _common(grid)
+
+    _common(commands.add_parser("demo", help="ADP on three MiniFab categories and on solar cells, then the figures"))
+    tables = commands.add_parser("tables", help="the full grid behind the tables (resumable), then the figures")
+    tables.add_argument("--summary", action="store_true", help="only print the table of the runs that are complete")
+    _common(tables)
+    figures = commands.add_parser("figures", help="draw every table and figure from the runs that are complete")
+    figures.add_argument("--profile", default="mini")
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="mini", help="mini (default) or paper")
+    parser.add_argument("--jobs", type=int, metavar="N", help="cells side by side (default: chosen by the machine)")
+
+
+def _pairs(groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    from fsad_lib.errors import FsadError
+
+    found: dict[str, str] = {}
+    for words in groups:
+        if len(words) % 2:
+            raise FsadError(f"-p takes names and values in pairs, found {' '.join(words)!r}.")
+        for name, value in zip(words[::2], words[1::2], strict=True):
+            if name in found:
+                raise FsadError(f"Parameter {name!r} is given twice.")
+            found[name] = value
+    return found
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    from fsad_lib.datasets.check import check
+
+    report = check(args.path)
+    if report is not None:
+        print(report)
+    return 0 if getattr(report, "ok", True) else 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fsad_lib import pipeline
+
+    if args.list:
+        for p in pipeline.parameters(args.notebook).values():
+            print(f"{p.name}: {p.type} = {p.default!r}" + (f"  # {p.help}" if p.help else ""))
+        return 0
+    result = pipeline.execute(
+        args.notebook, _pairs(args.parameters), force=args.force, progress=sys.stderr.isatty()
+    )
+    print(f"complete already: {result.run.path}" if result.skipped else f"{result.seconds:.0f} s: {result.run.path}")
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from fsad_lib import pipeline
+
+    report = pipeline.grid(
+        args.method,
+        pipeline.cells(args.dataset, args.category, args.data_root),
+        args.shots,
+        args.seed,
+        args.profile,
+        jobs=args.jobs or pipeline.default_jobs(args.profile),
+        data_root=args.data_root,
+        tag=args.tag,
+        overrides=args.overrides,
+        force=args.force,
+    )
+    print(f"{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed")
+    return 1 if report.failed else 0
+
+
+def _tables(args: argparse.Namespace) -> int:
+    if args.summary:
+        from fsad_lib import runs, tables
+
+        print(tables.summary(runs.project_root(), args.profile).to_string())
+        return 0
+    from fsad_lib import pipeline
+
+    return pipeline.full(args.profile, args.jobs)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from fsad_lib import pipeline
+
+    return pipeline.demo(args.profile, args.jobs)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from fsad_lib import pipeline
+
+    result = pipeline.execute("50_figures", {"profile": args.profile})
+    print("\n".join((result.run.metrics or {}).get("files", ())))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    commands = {"check-data": _check_data, "run": _run, "grid": _grid, "demo": _demo, "tables": _tables, "figures": _figures}
+    from fsad_lib.errors import FsadError
+
+    try:
+        return commands[args.command](args)
+    except FsadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is complete is kept; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "StageError":
+            raise
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,576 @@
+"""The runner: notebook parameters -> papermill -> a complete run; and grids of runs.
+
+Everything that can be refused is refused before a kernel starts: an unknown notebook, an unknown or mistyped parameter,
+a value of the wrong type, a missing checkpoint, a broken data folder, more shots than images.
+"""
+
+import ast
+import contextlib
+import difflib
+import io
+import logging
+import os
+import re
+import statistics
+import sys
+import time
+import tokenize
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fsad_lib import runs
+from fsad_lib.errors import FsadError
+
+IDENTITY = ("profile", "dataset", "category", "shots", "seed")
+STAGES = {"adp": ("10_personalize_adp", "20_synthesize_adp", "40_evaluate_adp")}
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
+TYPICAL_SECONDS = {"10": 35.0, "20": 25.0, "40": 25.0, "50": 30.0}
+"""A first guess of a mini stage's time, until this machine has finished runs to learn from."""
+
+
+class StageError(RuntimeError):
+    """A notebook stopped with an error of its own; the executed notebook lies in the run folder as ``failed.ipynb``."""
+
+
+# --- notebooks and their parameters ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line ``name: type = default  # help`` of a notebook's parameters cell."""
+
+    name: str
+    type: str
+    default: Any
+    help: str = ""
+
+
+def notebook_path(notebook: str | Path) -> Path:
+    """A notebook by name ("10_personalize_adp") in the project's ``notebooks/``, or by path (ends in ``.ipynb``)."""
+    text = str(notebook)
+    folder = runs.project_root() / "notebooks"
+    path = Path(text)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    if re.fullmatch(r"[\w-]+(\.ipynb)?", text) and (folder / f"{path.stem}.ipynb").is_file():
+        return folder / f"{path.stem}.ipynb"
+    known = sorted(p.stem for p in folder.glob("[0-9]*.ipynb"))
+    close = difflib.get_close_matches(path.stem, known, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise FsadError(f"No notebook {text!r}. The notebooks in {folder} are: {', '.join(known) or '(none)'}.{hint}")
+
+
+def _cells(path: Path) -> list[dict[str, Any]]:
+    document = runs.read_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
+        raise FsadError(f"{path} is not a notebook: expected JSON with a list of cells.")
+    return [cell for cell in document["cells"] if cell.get("cell_type") == "code"]
+
+
+def _source(cell: dict[str, Any]) -> str:
+    return "".join(cell.get("source", ""))
+
+
+def parameters(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters of a notebook, read from its cell tagged ``parameters`` without running anything.
+
+    Raises :class:`FsadError` when a line is not ``name: type = literal  # help``.
+    """
+    path = notebook_path(notebook)
+    tagged = [c for c in _cells(path) if "parameters" in c.get("metadata", {}).get("tags", ())]
+    return parse_parameters(_source(tagged[0]), path.name) if tagged else {}
+
+
+def parse_parameters(source: str, where: str = "parameters") -> dict[str, Parameter]:
+    """
+    >>> parse_parameters("shots: int = 4  # normal images")["shots"]
+    Parameter(name='shots', type='int', default=4, help='normal images')
+    """
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for statement in ast.parse(source).body:
+        simple = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        try:
+            if not simple:
+                raise ValueError
+            default = ast.literal_eval(statement.value)
+        except ValueError:
+            raise FsadError(
+                f"{where}, parameters cell, line {statement.lineno}: found {ast.unparse(statement)!r}, "
+                "expected 'name: type = literal  # help'."
+            ) from None
+        name = statement.target.id
+        kind = ast.unparse(statement.annotation).strip("'\"")
+        found[name] = Parameter(name, kind, default, comments.get(statement.end_lineno, ""))
+    return found
+
+
+def _convert(parameter: Parameter, value: Any) -> Any:
+    kinds = [k.strip() for k in parameter.type.split("|")]
+    if value is None and "None" in kinds:
+        return None
+    for kind in kinds:
+        if kind == "str" and isinstance(value, str):
+            return value
+        if kind == "bool":
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in ("true", "false"):
+                return value.lower() == "true"
+        if kind == "int":
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+            if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+                return int(value)
+        if kind == "float":
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            with contextlib.suppress(ValueError):
+                return float(value) if isinstance(value, str) else _refuse()
+        if kind == "None" and value == "None":
+            return None
+        if kind.split("[")[0] in ("list", "tuple", "dict"):
+            with contextlib.suppress(ValueError, SyntaxError):
+                read = ast.literal_eval(value) if isinstance(value, str) else value
+                if type(read).__name__ == kind.split("[")[0]:
+                    return read
+    raise FsadError(f"Parameter {parameter.name!r}: found {value!r}, expected {parameter.type}.")
+
+
+def _refuse() -> float:
+    raise ValueError
+
+
+def check_parameters(known: dict[str, Parameter], given: dict[str, Any], where: str = "notebook") -> dict[str, Any]:
+    """``given`` with every value in its parameter's type (text from a command line is converted).
+
+    >>> known = parse_parameters("shots: int = 4")
+    >>> check_parameters(known, {"shots": "8"})
+    {'shots': 8}
+    >>> check_parameters(known, {"shot": 8})
+    Traceback (most recent call last):
+    fsad_lib.errors.FsadError: notebook has no parameter 'shot'. Did you mean 'shots'? Its parameters: shots: int = 4.
+    """
+    checked = {}
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            listed = ", ".join(f"{p.name}: {p.type} = {p.default!r}" for p in known.values()) or "none"
+            raise FsadError(f"{where} has no parameter {name!r}.{hint} Its parameters: {listed}.")
+        checked[name] = _convert(known[name], value)
+    return checked
+
+
+# --- one notebook ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`execute` did. ``skipped``: the run was complete and nothing was started."""
+
+    run: runs.Run
+    skipped: bool
+    seconds: float
+
+
+def _describe_notebook(run: runs.Run) -> dict[str, Any]:
+    """Fingerprint ingredients of a notebook that is not one cell of a grid (figures, tours, appendices)."""
+    source = "\n".join(_runnable(_source(cell)) for cell in _cells(run.params["notebook"]))
+    described: dict[str, Any] = {"params": run.params["values"], "code": runs.code_hash(source=source)}
+    name = run.profile.name if run.profile else ""
+    if name:
+        described["profile"] = run.profile.model_dump(mode="json")
+    if run.stage.startswith("5"):
+        finished = sorted((runs.project_root() / "data" / "runs" / name).glob("*/*/*/*/metrics.json"))
+        described["runs"] = [[p.parts[-5:-1], h] for p, h in zip(finished, runs.file_hashes(finished), strict=True)]
+    return described
+
+
+def _runnable(source: str) -> str:
+    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+    return "\n".join(lines)
+
+
+def plan(notebook: str | Path, params: dict[str, Any] | None = None) -> tuple[runs.Run, Path, dict[str, Any]]:
+    """Check notebook and parameters; return (run, notebook path, parameters). Starts nothing."""
+    path = notebook_path(notebook)
+    known = parameters(path)
+    given = check_parameters(known, params or {}, path.stem)
+    if given.get("data_root"):
+        given["data_root"] = str(Path(given["data_root"]).expanduser().resolve())
+    values = {name: p.default for name, p in known.items()} | given
+    match = re.fullmatch(r"(\d\d_[A-Za-z]+)_(\w+)", path.stem)
+    if match and all(name in known for name in IDENTITY) and path.stem[:2] not in ("00", "50", "90"):
+        common = {n: values[n] for n in (*IDENTITY, "data_root", "tag", "overrides") if n in values}
+        extra = {n: v for n, v in values.items() if n not in common}
+        return runs.open_run(match[1], match[2], params=extra, **common), path, given
+    from fsad_lib.profiles import load_profile
+
+    profile = load_profile(values["profile"], values.get("overrides") or None) if "profile" in values else None
+    name = profile.name if profile else "none"
+    changed = {n: v for n, v in given.items() if n in known and v != known[n].default and n != "profile"}
+    folder = runs.project_root() / "data" / "runs" / name / "notebooks" / path.stem
+    folder = folder / (runs.digest(changed)[:12] if changed else "default")
+    run = runs.Run(path.stem, "", folder, {"notebook": path.stem, "profile": name}, profile)
+    run.params, run.describe = {"notebook": path, "values": values}, _describe_notebook
+    return run, path, given
+
+
+def execute(
+    notebook: str | Path,
+    params: dict[str, Any] | None = None,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Result:
+    """Run one notebook with papermill, unless its run is complete.
+
+    The executed notebook, ``provenance.json`` and, last, ``metrics.json`` appear atomically in the run folder; on failure
+    ``failed.ipynb`` shows where it stopped. ``threads`` limits the kernel's CPU threads. Raises :class:`FsadError` for
+    whatever the user can repair, :class:`StageError` for an error inside the notebook.
+    """
+    run, path, given = plan(notebook, params)
+    stage_run = run.describe is None
+    if stage_run:
+        pair = (run.identity["dataset"], run.identity["category"])
+        problems = _preflight(run.profile, [pair], run.data_root)
+        if problems:
+            raise FsadError("\n".join(problems.values()))
+    if not force and run.complete:
+        return Result(run, True, 0.0)
+    started = time.monotonic()
+    figures_before = _figures()
+    with run.locked():
+        if not force and run.complete:
+            return Result(run, True, 0.0)
+        run.sweep()
+        for name in ("metrics.json", "result.json", "failed.ipynb", *(["products.json"] if force else [])):
+            (run.path / name).unlink(missing_ok=True)
+        with runs.replacing(run.path / "notebook.ipynb") as temporary:
+            _papermill(path, temporary, given, run, threads, progress)
+            result = runs.read_json(run.path / "result.json")
+            if stage_run and not result:
+                raise FsadError(f"{path.stem} ended without run.finish(metrics): there is nothing to record.")
+            if stage_run and result["fingerprint"] != run.fingerprint:
+                raise FsadError(
+                    f"{run}: code, data or models changed while it ran; run the same command again."
+                )
+        seconds = time.monotonic() - started
+        files = [] if stage_run else sorted(_figures().items() - figures_before.items())
+        run.complete_with(_provenance(run, path, given, seconds), [name for name, _ in files])
+    return Result(run, False, seconds)
+
+
+def _preflight(profile: Any, pairs: Iterable[tuple[str, str]], data_root: str) -> dict[tuple[str, str] | None, str]:
+    """What is missing, before anything starts: None -> checkpoints, (data set, category) -> its data."""
+    from fsad_lib.profiles import missing_checkpoints
+
+    problems: dict[tuple[str, str] | None, str] = {}
+    try:
+        missing_checkpoints(profile)
+    except FsadError as error:
+        problems[None] = str(error)
+    for pair in pairs:
+        try:
+            runs.read_table(*pair, data_root)
+        except FsadError as error:
+            problems[pair] = str(error)
+    return problems
+
+
+def _figures() -> dict[str, int]:
+    root = runs.project_root()
+    return {p.relative_to(root).as_posix(): p.stat().st_mtime_ns for p in (root / "figures").rglob("*") if p.is_file()}
+
+
+def _provenance(run: runs.Run, path: Path, given: dict[str, Any], seconds: float) -> dict[str, Any]:
+    shots = run.shot_paths() if run.describe is None else []
+    root = runs.project_root()
+    return {
+        "notebook": path.name,
+        "notebook_sha256": runs.file_hashes([path])[0],
+        "parameters": given,
+        "profile": run.profile.model_dump(mode="json") if run.profile else None,
+        "ingredients": run.ingredients,
+        "shots": [os.path.relpath(p, root) if Path(p).is_relative_to(root) else p for p in shots],
+        "code_revision": runs.code_revision(),
+        "versions": runs.versions(),
+        "wall_seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _kernel_manager(threads: int | None):
+    """A kernel manager class whose one kernel is the interpreter that runs this code."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    environment = dict(ALLOCATOR, FSAD_HOME=str(runs.project_root()), PYTHONWARNINGS=os.environ.get("PYTHONWARNINGS", ""))
+    inherited = os.environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([inherited] if inherited else [])])
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3",
+        language="python",
+        env=environment,
+    )
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return spec
+
+    return ThisInterpreter
+
+
+def _papermill(
+    path: Path, output: Path, given: dict[str, Any], run: runs.Run, threads: int | None, progress: bool
+) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(output),
+            given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=progress,
+            start_timeout=120,
+            cwd=None,
+            kernel_manager_class=_kernel_manager(threads),
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+    except PapermillExecutionError as error:
+        kept = run.path / "failed.ipynb"
+        with contextlib.suppress(OSError):
+            os.replace(output, kept)
+        if error.ename in ("FsadError", "fsad_lib.errors.FsadError"):
+            raise FsadError(error.evalue) from None
+        raise StageError(
+            f"{path.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {kept} for the whole story."
+        ) from None
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class GridReport:
+    """What a grid did: cells in all, done now, skipped as complete, failed (name, message)."""
+
+    total: int = 0
+    done: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(42), _duration(200), _duration(4000)
+    ('42 s', '3 min 20 s', '1 h 07 min')
+    """
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def expected_seconds(notebook: str, profile: str) -> float:
+    """A stage's typical time: the median of this machine's finished runs, else :data:`TYPICAL_SECONDS`."""
+    folder = runs.project_root() / "data" / "runs" / profile
+    seen = [runs.read_json(p) for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
+    times = [s["wall_seconds"] for s in seen if isinstance(s, dict) and s.get("wall_seconds")]
+    return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0)
+
+
+def cells(
+    datasets: Iterable[str], categories: dict[str, Sequence[str]] | Sequence[str] | None, data_root: str = ""
+) -> list[tuple[str, str]]:
+    """(data set, category) pairs. ``categories`` None means all of each data set; names are checked."""
+    from fsad_lib import datasets as readers
+
+    pairs = []
+    for dataset in datasets:
+        wanted = categories.get(dataset) if isinstance(categories, dict) else categories
+        valid = readers.categories(dataset, data_root or None)
+        for category in wanted or valid:
+            if category not in valid and not (dataset == "elpv" and category in ("mono_half", "poly_half")):
+                close = difflib.get_close_matches(category, valid, 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise FsadError(f"{dataset} has no category {category!r}; it has {', '.join(valid)}.{hint}")
+            pairs.append((dataset, category))
+    return pairs
+
+
+def grid(
+    method: str,
+    pairs: Sequence[tuple[str, str]],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    profile: str = "mini",
+    *,
+    jobs: int = 1,
+    data_root: str = "",
+    tag: str = "",
+    overrides: str = "",
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> GridReport:
+    """Every stage of ``method`` for every (data set, category) x shots x seed; complete runs are skipped.
+
+    Prints one line a finished stage with an estimate of what remains. A failing cell skips that cell's later stages,
+    is reported at the end and does not stop the others. ``jobs`` cells run side by side, sharing the CPU's threads.
+    """
+    from fsad_lib.profiles import load_profile
+
+    say = say or _say
+    if method not in STAGES:
+        raise FsadError(f"Unknown method {method!r}; the methods are {', '.join(STAGES)}.")
+    if jobs < 1:
+        raise FsadError(f"jobs: found {jobs}, expected at least 1.")
+    stages = STAGES[method]
+    for stage in stages:
+        notebook_path(stage)
+    started, report = time.monotonic(), GridReport()
+    todo: list[tuple[str, dict[str, Any], list[str]]] = []
+    say(f"{len(pairs) * len(shots) * len(seeds)} cells of {len(stages)} stages; preparing and checking the data")
+    problems = _preflight(load_profile(profile, overrides or None), pairs, data_root)
+    if None in problems or len(problems) == len(pairs):
+        raise FsadError("\n".join(dict.fromkeys(problems.values())))
+    for dataset, category in pairs:
+        if (dataset, category) in problems:
+            report.failed.append((f"{dataset}/{category}", problems[dataset, category]))
+            continue
+        for k in shots:
+            for seed in seeds:
+                params = {"profile": profile, "dataset": dataset, "category": category, "shots": k, "seed": seed}
+                params |= {
+                    n: v for n, v in {"data_root": data_root, "tag": tag, "overrides": overrides}.items() if v
+                }
+                name = f"{dataset}/{category} k={k} seed={seed}"
+                report.total += len(stages)
+                try:
+                    open_stages = [s for s in stages if force or not plan(s, params)[0].complete]
+                except FsadError as error:
+                    report.failed.append((name, str(error)))
+                    continue
+                report.skipped += len(stages) - len(open_stages)
+                if open_stages:
+                    todo.append((name, params, open_stages))
+    remaining = {s: sum(s in open_stages for _, _, open_stages in todo) for s in stages}
+    expected = {s: expected_seconds(s, profile) for s in stages}
+    left = sum(remaining.values())
+    if left:
+        total = sum(expected[s] * n for s, n in remaining.items()) / min(jobs, len(todo))
+        say(f"{left} stage(s) to run, {report.skipped} complete already; about {_duration(total)} with {jobs} job(s)")
+    else:
+        say(f"Nothing to run: all {report.skipped} stages are complete already")
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    finished = 0
+
+    def work(cell: tuple[str, dict[str, Any], list[str]]) -> None:
+        nonlocal finished
+        name, params, open_stages = cell
+        for i, stage in enumerate(open_stages):
+            try:
+                result = execute(stage, params, force=force, threads=threads)
+            except (FsadError, StageError, OSError) as error:
+                report.failed.append((f"{name} {stage}", str(error)))
+                for skipped in open_stages[i:]:
+                    remaining[skipped] -= 1
+                say(f"FAILED   {name}  {stage}: {str(error).splitlines()[0]}")
+                return
+            finished += 1
+            remaining[stage] -= 1
+            report.done += not result.skipped
+            report.skipped += result.skipped
+            if not result.skipped:
+                expected[stage] += 0.3 * (result.seconds - expected[stage])
+            rest = sum(expected[s] * n for s, n in remaining.items()) / jobs
+            say(f"[{finished}/{left}] {name}  {stage}  {_duration(result.seconds)}; about {_duration(rest)} left")
+
+    if jobs == 1:
+        for cell in todo:
+            work(cell)
+    else:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(_isolated(work), todo))
+    report.seconds = time.monotonic() - started
+    for name, message in report.failed:
+        say(f"FAILED {name}: {message}")
+    return report
+
+
+def _isolated(work: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(cell: Any) -> None:
+        import asyncio
+
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        work(cell)
+
+    return run
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def demo(profile: str = "mini", jobs: int | None = None, say: Callable[[str], None] = _say) -> int:
+    """ADP on three MiniFab evaluation categories and on real solar cells (ELPV mono), 4 shots, seed 0; then the figures.
+    Prints a small table and the figures' paths; returns the exit status."""
+    from fsad_lib.datasets.minifab import CATEGORIES
+
+    pairs = [("minifab", category) for category in CATEGORIES["evaluation"][:3]] + [("elpv", "mono")]
+    return _grid_and_figures(pairs, (4,), (0,), profile, jobs, say)
+
+
+def full(profile: str = "mini", jobs: int | None = None, say: Callable[[str], None] = _say) -> int:
+    """The grid behind the committed tables: all MiniFab evaluation categories, ELPV mono and poly (in ``paper``: MVTec AD
+    and VisA), 2, 4, 8 and 16 shots, seeds 0 to 2; then the figures."""
+    pairs = cells(("minifab", "elpv") if profile == "mini" else ("mvtec_ad", "visa"), None)
+    return _grid_and_figures(pairs, (2, 4, 8, 16), (0, 1, 2), profile, jobs, say)
+
+
+def _grid_and_figures(
+    pairs: Sequence[tuple[str, str]],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    profile: str,
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> int:
+    from fsad_lib import tables
+
+    report = grid("adp", pairs, shots, seeds, profile, jobs=jobs or default_jobs(profile), say=say)
+    say("Tables and figures")
+    result = execute("50_figures", {"profile": profile})
+    say(f"50_figures  {'complete already' if result.skipped else _duration(result.seconds)}")
+    say("\n" + tables.summary(runs.project_root(), profile).to_string())
+    files = [f for f in (result.run.metrics or {}).get("files", ()) if f.endswith(".png")]
+    say("\nFigures:\n" + "\n".join(f"  {name}" for name in files) if files else "\nFigures: see figures/")
+    say(f"\n{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed, "
+        f"{_duration(report.seconds + result.seconds)}")  # fmt: skip
+    return 1 if report.failed else 0
+
+
+def default_jobs(profile: str) -> int:
+    """Cells side by side: two on a CPU with two cores or more, one where a GPU is used."""
+    return min(2, os.cpu_count() or 1) if profile == "mini" else 1
