@@ -1,0 +1,141 @@
+"""One reader per data set, all returning the same table; reading images and masks; shots; checking a folder.
+
+>>> from fsad_lib import datasets
+>>> datasets.DATASETS
+('minifab', 'minifab_dev', 'elpv', 'mvtec_ad', 'visa', 'folder')
+
+The table has one row per image:
+
+========== ====================================================================================
+path       absolute path of the image
+category   e.g. "metal_nut"
+split      "train" (always normal; shots are drawn from it) or "test"
+label      0 normal, 1 defective, -1 not known (a user's unlabelled images)
+defect     "good", the kind of defect, or "unknown"
+mask_path  absolute path of the defect's mask, or None
+========== ====================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsad_lib.datasets import elpv, folder, mvtec_ad, visa
+from fsad_lib.datasets._common import absolute, safe_name, unknown
+from fsad_lib.datasets.images import read_image, read_images, read_mask, read_masks
+from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "DATASETS", "categories", "class_name", "default_root", "has_masks", "load",
+    "read_image", "read_images", "read_mask", "read_masks",
+]  # fmt: skip
+
+DATASETS = ("minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "folder")
+_SPLITS = {"minifab": "evaluation", "minifab_dev": "development"}
+
+
+def default_root() -> Path:
+    """Where data sets are looked for unless told otherwise: <project root>/data/datasets."""
+    from fsad_lib.runs import project_root
+
+    return project_root() / "data" / "datasets"
+
+
+def _known(dataset: str) -> str:
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    return dataset
+
+
+def _root(dataset: str, data_root: str | Path | None) -> Path:
+    if data_root is not None and str(data_root):
+        return absolute(data_root)
+    if dataset == "folder":
+        raise FsadError(f"data set 'folder' needs data_root, the folder with your images.\n{folder.TREE}")
+    return default_root()
+
+
+def categories(dataset: str, data_root: str | Path | None = None) -> list[str]:
+    """The names of a data set's categories, sorted; of 'folder', those found under `data_root`.
+
+    >>> categories("elpv")
+    ['mono', 'poly']
+    """
+    _known(dataset)
+    if dataset in _SPLITS:
+        from fsad_lib.datasets import minifab
+
+        return sorted(minifab.CATEGORIES[_SPLITS[dataset]])
+    if dataset == "folder":
+        return folder.categories(_root(dataset, data_root))
+    return list({"elpv": elpv, "mvtec_ad": mvtec_ad, "visa": visa}[dataset].CATEGORIES)
+
+
+def class_name(dataset: str, category: str) -> str:
+    """The words for a category in a prompt: underscores become spaces, VisA's running numbers are dropped.
+
+    >>> class_name("mvtec_ad", "metal_nut"), class_name("visa", "macaroni2"), class_name("elpv", "poly")
+    ('metal nut', 'macaroni', 'solar cell')
+    """
+    _known(dataset)
+    safe_name("category", category)
+    if dataset == "elpv":
+        return "solar cell"
+    words = re.sub(r"[\s_\-]+", " ", category).strip()
+    return re.sub(r"\d+$", "", words) if dataset == "visa" else words
+
+
+def load(dataset: str, category: str | None = None, data_root: str | Path | None = None) -> pd.DataFrame:
+    """The table of one category, or of all (None), sorted by category, training first, then by path.
+
+    Args:
+        dataset: one of `DATASETS`.
+        category: one of `categories(dataset)`; for elpv also "mono_half", "poly_half".
+        data_root: the folder that holds the data sets' folders, `default_root()` by default; for 'folder' the
+            user's folder itself. MiniFab is written there on first use.
+
+    Raises:
+        FsadError: unknown names (the valid ones are listed), missing or incomplete data (what to do is said).
+    """
+    _known(dataset)
+    if category is not None:
+        safe_name("category", category)
+    if dataset == "elpv":
+        return elpv.load(category)
+    root = _root(dataset, data_root)
+    if dataset == "folder":
+        return folder.load(root, category)
+    if dataset in _SPLITS:
+        return _load_minifab(dataset, category, root)
+    return {"mvtec_ad": mvtec_ad, "visa": visa}[dataset].load(root, category)
+
+
+def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.DataFrame:
+    from fsad_lib.datasets import minifab
+    from fsad_lib.datasets._common import make_table
+
+    split, valid, root = _SPLITS[dataset], categories(dataset), data_root / dataset
+    if category is not None and category not in valid:
+        raise unknown(f"{dataset} category", category, valid)
+    rows = []
+    for name in [category] if category else valid:
+        if not (root / name / "minifab.json").is_file():
+            try:
+                minifab.write(root, split, name)
+            except OSError as error:
+                raise FsadError(f"cannot write {root / name}: {error.strerror or error}. "
+                                "Free some space, allow writing there, or give another data_root.") from error  # fmt: skip
+        rows += folder.rows_of(root / name, name)
+    return make_table(rows, root)
+
+
+def has_masks(table: pd.DataFrame) -> bool:
+    """True when pixel metrics can be computed: defective test images exist, all with a mask, and none is unlabelled."""
+    test = table[table["split"] == "test"]
+    bad = test[test["label"] != 0]
+    return bool(len(bad)) and bool((bad["label"] == 1).all()) and bool(bad["mask_path"].notna().all())

@@ -1,0 +1,112 @@
+"""What every reader shares: safe names and paths, listing images, building the table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .bmp .tif .tiff .webp .pgm .ppm .gif".split())
+COLUMNS = ("path", "category", "split", "label", "defect", "mask_path")
+UNLABELLED = -1
+
+
+def is_image(path: Path) -> bool:
+    """True for a visible file whose name ends like an image's; the content is not looked at."""
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly inside `folder`, sorted by name; empty when the folder is missing."""
+    try:
+        return sorted(p for p in folder.iterdir() if is_image(p))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise FsadError(f"cannot list {folder}: {error.strerror or error}. Make the folder readable.") from error
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The visible folders directly inside `folder`, sorted by name; empty when the folder is missing."""
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise FsadError(f"cannot list {folder}: {error.strerror or error}. Make the folder readable.") from error
+
+
+def unknown(what: str, name: object, valid: Iterable[str]) -> FsadError:
+    """The error for a name that is not among `valid`: lists them and names the closest.
+
+    >>> print(unknown("category", "botle", ["bottle", "cable"]))
+    unknown category 'botle'; did you mean 'bottle'? Valid: bottle, cable
+    """
+    valid = list(valid)
+    close = difflib.get_close_matches(str(name).lower(), valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return FsadError(f"unknown {what} {str(name)!r}{hint} Valid: {', '.join(valid) or '(none found)'}")
+
+
+def safe_name(what: str, name: object) -> str:
+    """`name` if it can be one folder's name, and cannot leave the folder it is put in.
+
+    >>> safe_name("category", "metal_nut")
+    'metal_nut'
+    >>> safe_name("category", "../etc")
+    Traceback (most recent call last):
+    fsad_lib.errors.FsadError: category '../etc' is not a plain name; expected one without '/', '\\' or a leading '.'
+    """
+    text = str(name)
+    if not text.strip() or text.startswith(".") or any(c in text for c in "/\\\0"):
+        raise FsadError(f"{what} {text!r} is not a plain name; expected one without '/', '\\' or a leading '.'")
+    return text
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, refused when `relative` (from a CSV or a manifest) is absolute or climbs with '..'."""
+    text = str(relative)
+    parts = text.replace("\\", "/").split("/")
+    if not text or text.startswith(("/", "\\")) or ":" in parts[0] or ".." in parts or "\0" in text:
+        raise FsadError(f"path {text!r} leaves {root}; expected one relative to that folder, without '..'")
+    return root.joinpath(*parts)
+
+
+def absolute(path: str | Path) -> Path:
+    """Absolute, '~' expanded and '..' collapsed; links are kept as the user laid them."""
+    import os
+
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def make_table(rows: Sequence[tuple], root: Path) -> pd.DataFrame:
+    """Rows (path, category, split, label, defect, mask_path) -> the common table, sorted.
+
+    `table.attrs["root"]` is the folder to which shot manifests write their relative paths.
+    """
+    import pandas as pd
+
+    rows = sorted(
+        ((str(p), c, s, int(y), d, None if m is None else str(m)) for p, c, s, y, d, m in rows),
+        key=lambda r: (r[1], r[2] != "train", r[0]),
+    )
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64"})
+    table["mask_path"] = pd.Series([r[5] for r in rows], dtype=object, index=table.index)
+    table.attrs["root"] = str(root)
+    return table
+
+
+def find_root(data_root: Path, names: Sequence[str], known: Iterable[str]) -> Path | None:
+    """The data set's folder: `data_root/<one of names>`, or `data_root` itself if it holds a known category."""
+    for name in names:
+        if (data_root / name).is_dir():
+            return data_root / name
+    if any((data_root / c).is_dir() for c in known):
+        return data_root
+    return None

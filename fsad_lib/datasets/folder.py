@@ -1,0 +1,110 @@
+"""Anyone's own images, in MVTec AD's layout; masks and labels are optional.
+
+Expected tree (`<root>` may also be one category itself)::
+
+    <root>/<category>/train/good/*.png          normal images, the few shots are drawn from them
+    <root>/<category>/test/good/*.png           normal images to judge            (label 0)
+    <root>/<category>/test/<kind>/*.png         defective images to judge         (label 1, defect <kind>)
+    <root>/<category>/test/*.png                images to judge, answer unknown   (label -1, defect "unknown")
+    <root>/<category>/ground_truth/<kind>/<name>_mask.png     optional masks, also <name>.png
+
+The simplest layout is accepted too: ``<root>/good/*.png`` and, beside ``good``, a folder ``test`` or the images to judge.
+
+Masks are paired by name, never by order. Any image format that Pillow reads will do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsad_lib.datasets._common import (
+    UNLABELLED, absolute, list_folders, list_images, make_table, safe_name, unknown,
+)
+from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TREE = """expected:
+  <root>/<category>/train/good/*.png      normal images (or <root>/good/*.png)
+  <root>/<category>/test/*                images to judge: test/good, test/<kind of defect>, or directly in test
+  <root>/<category>/ground_truth/<kind>/<name>_mask.png   (optional)"""
+
+
+def train_folder(category: Path) -> Path | None:
+    """The folder of normal images of one category: train/good, else good; None if there is neither."""
+    for folder in (category / "train" / "good", category / "good"):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def categories(root: str | Path) -> list[str]:
+    """The categories found in `root`, sorted; `root`'s own name when it is one category itself."""
+    return sorted(_folders(absolute(root)))
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise FsadError(f"no folder {root}.\n{TREE}")
+    if train_folder(root):
+        return {root.name or "root": root}
+    found = {p.name: p for p in list_folders(root) if train_folder(p)}
+    if not found:
+        inner = ", ".join(p.name for p in list_folders(root)[:8]) or "no folder"
+        raise FsadError(f"no category in {root}: found {inner}, but no train/good inside.\n{TREE}")
+    return found
+
+
+def mask_of(image: Path, ground_truth: Path) -> Path | None:
+    """The mask of an image by name: <stem>_mask.<any image suffix>, else <stem>.<any>; PNG is preferred."""
+    return pair_masks([image], ground_truth)[image]
+
+
+def pair_masks(images: list[Path], ground_truth: Path) -> dict[Path, Path | None]:
+    """Every image's mask in the folder `ground_truth`, or None; see `mask_of`."""
+    by_stem: dict[str, Path] = {}
+    for mask in sorted(list_images(ground_truth), key=lambda p: (p.suffix.lower() != ".png", p.name)):
+        by_stem.setdefault(mask.stem, mask)
+    return {p: by_stem.get(p.stem + "_mask", by_stem.get(p.stem)) for p in images}
+
+
+def rows_of(category: Path, name: str) -> list[tuple]:
+    """The rows of one category's folder; images without a label get -1 and the defect "unknown"."""
+    train = train_folder(category)
+    if train is None:
+        raise FsadError(f"no train/good in {category}.\n{TREE}")
+    rows: list[tuple] = [(p, name, "train", 0, "good", None) for p in list_images(train)]
+    if not rows:
+        raise FsadError(f"{train} holds no image; expected at least one normal image (PNG, JPEG, TIFF, BMP, WebP)")
+    test = category / "test"
+    if not test.is_dir() and train.parent == category:
+        test = category  # good/ with the images to judge beside it
+    rows += [(p, name, "test", UNLABELLED, "unknown", None) for p in list_images(test)]
+    for folder in list_folders(test):
+        kind = folder.name
+        if test == category and kind in ("good", "train", "ground_truth"):
+            continue
+        label = {"good": 0, "unknown": UNLABELLED}.get(kind, 1)
+        images = list_images(folder)
+        masks = pair_masks(images, category / "ground_truth" / kind) if label else {}
+        rows += [(p, name, "test", label, kind, masks.get(p)) for p in images]
+    if not any(r[2] == "test" for r in rows):
+        raise FsadError(f"no image to judge in {category / 'test'}; put some there.\n{TREE}")
+    return rows
+
+
+def load(root: str | Path, category: str | None = None) -> pd.DataFrame:
+    """The table of one category, or of all of them (None).
+
+    Raises:
+        FsadError: missing folder, wrong layout, unknown category (the message lists the valid ones), no image.
+    """
+    root = absolute(root)
+    found = _folders(root)
+    if category is not None:
+        if safe_name("category", category) not in found:
+            raise unknown("category", category, sorted(found))
+        found = {category: found[category]}
+    return make_table([row for name in sorted(found) for row in rows_of(found[name], name)], root)

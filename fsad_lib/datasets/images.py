@@ -1,0 +1,212 @@
+"""Reading images and masks as tensors, whatever the camera wrote.
+
+Rules, the same for every data set:
+
+- EXIF orientation is applied; of animations and multi-page files the first picture is read.
+- Palette, CMYK, 1-bit, YCbCr are converted to RGB; grey is repeated to three channels.
+- 16-bit grey is divided by 65535 (8-bit conversion would clip it); float images must lie in [0, 1].
+- Transparency is laid over white.
+- Everything is resized directly to the square (a centre crop would cut defects off), bicubic with antialiasing.
+
+PIL and torch are imported when a function is called, so that importing the package stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+    from torch import Tensor
+
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The decoded PIL image, EXIF orientation applied, in the mode the file has.
+
+    Raises:
+        FsadError: missing, not an image, truncated, or too large; the message names the file.
+    """
+    import struct
+    import zlib
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise FsadError(f"image not found: {path}. Was it moved or deleted? `check-data` lists what is there.") from None
+    except PermissionError:
+        raise FsadError(f"no permission to read {path}. Make the file readable.") from None
+    except UnidentifiedImageError:
+        raise FsadError(
+            f"not an image: {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP or WebP; replace or remove it."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise FsadError(f"image too large: {path}: {error}. Scale it down first.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
+        raise FsadError(
+            f"damaged or truncated image: {path} ({type(error).__name__}: {error}). Copy it again or remove it."
+        ) from error
+
+
+def _size(path: str | Path) -> int | str:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return "?"
+
+
+def to_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
+    """PIL image of any mode -> (H, W, 3) float32 in [0, 1].
+
+    >>> from PIL import Image
+    >>> to_array(Image.new("RGBA", (2, 1), (255, 0, 0, 0))).tolist()  # fully transparent red is white
+    [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
+    """
+    from PIL import Image
+
+    mode = image.mode
+    if mode in _SIXTEEN_BIT or mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+        low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
+        limit = 1.0 if mode == "F" else 65535.0
+        if not (0 <= low and high <= limit):
+            kind = "a float image with values in [0, 1]" if mode == "F" else "a 16-bit image with values 0..65535"
+            raise FsadError(f"{name}: values {low:g}..{high:g} found in mode {mode}; expected {kind}. Rescale it.")
+        return np.repeat((grey / limit).astype(np.float32)[..., None], 3, axis=2)
+    try:
+        if mode in _ALPHA or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    except ValueError as error:
+        raise FsadError(f"{name}: image mode {mode} cannot be read as RGB ({error}). Save it as RGB PNG.") from error
+
+
+def _side(size: int) -> int:
+    if isinstance(size, bool) or int(size) != size or size < 1:
+        raise FsadError(f"image size {size!r} found; expected a whole number of pixels, at least 1")
+    return int(size)
+
+
+def read_image(path: str | Path, size: int) -> Tensor:
+    """One image as a tensor (3, size, size), float32 in [0, 1].
+
+    Resized directly to the square with antialiased bicubic interpolation; an image of that size is returned exactly.
+
+    >>> import tempfile, pathlib; from PIL import Image
+    >>> folder = tempfile.mkdtemp()
+    >>> Image.new("L", (30, 20), 51).save(f"{folder}/grey.png")
+    >>> x = read_image(f"{folder}/grey.png", 8)
+    >>> tuple(x.shape), round(float(x.mean()), 4)
+    ((3, 8, 8), 0.2)
+
+    Raises:
+        FsadError: the file is missing, damaged, or holds values out of range; the message names it.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    size = _side(size)
+    x = torch.from_numpy(to_array(open_image(path), path)).permute(2, 0, 1)
+    if x.shape[1:] != (size, size):
+        x = interpolate(x[None], size=(size, size), mode="bicubic", align_corners=False, antialias=True)[0]
+    return x.clamp(0, 1).contiguous()
+
+
+def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
+    """Several images as one batch (B, 3, size, size), in the order given; see `read_image`."""
+    import torch
+
+    if len(paths) == 0:
+        raise FsadError("no image to read: the list of paths is empty; expected at least one")
+    return torch.stack([read_image(p, size) for p in paths])
+
+
+def mask_array(path: str | Path) -> np.ndarray:
+    """A mask file -> (H, W) bool. Any value above zero is defect (VisA's masks hold class numbers, not 255);
+    in a lossy JPEG only values above half count. Transparent pixels are background."""
+    image = open_image(path)
+    lossy = Path(path).suffix.lower() in (".jpg", ".jpeg", ".jpe")
+    if image.mode in _SIXTEEN_BIT or image.mode in ("F", "L", "1"):
+        values = np.asarray(image)
+        return values > (127 if lossy else 0)
+    rgba = np.asarray(image.convert("RGBA"))
+    return (rgba[..., :3].max(axis=2) > (127 if lossy else 0)) & (rgba[..., 3] > 0)
+
+
+def read_mask(path: str | Path | None, size: int, image: str | Path | None = None) -> Tensor:
+    """A defect mask as a bool tensor (size, size), nearest neighbour; no file (None) means nothing is defective.
+
+    Args:
+        path: the mask file, or None.
+        size: side of the square.
+        image: the image that the mask belongs to; when given, both must have the same size.
+
+    >>> read_mask(None, 4).sum().item()
+    0
+    """
+    import torch
+    from PIL import Image
+
+    size = _side(size)
+    if path is None:
+        return torch.zeros(size, size, dtype=torch.bool)
+    m = mask_array(path)
+    if image is not None:
+        width, height = image_size(image)
+        if m.shape != (height, width):
+            raise FsadError(
+                f"mask {path} is {m.shape[1]}x{m.shape[0]} (width x height), its image {image} {width}x{height}; "
+                "expected the same size. Draw the mask on the image's own pixels."
+            )
+    resized = Image.fromarray(m.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized) > 0)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) as displayed, from the file's header only."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except Exception:
+        return open_image(path).size  # the full read gives the proper error
+
+
+def read_masks(table: pd.DataFrame, size: int) -> Tensor:
+    """The masks of a table's rows, (N, size, size) bool; rows with label 0 are all False.
+
+    Raises:
+        FsadError: a defective or unlabelled row has no mask (pixel metrics would count its defect as normal),
+            or a mask's size differs from its image's.
+    """
+    import torch
+
+    missing = table[table["mask_path"].isna() & (table["label"] != 0)]
+    if len(missing):
+        raise FsadError(
+            f"{len(missing)} of {len(table)} images have no mask, the first: {missing['path'].iloc[0]}; "
+            "pixel metrics need one for every defective image. Use `has_masks(table)` first."
+        )
+    masks = [
+        read_mask(None, size) if m is None or m != m else read_mask(m, size, image=p)
+        for p, m in zip(table["path"], table["mask_path"], strict=True)
+    ]
+    if not masks:
+        raise FsadError("no mask to read: the table has no rows")
+    return torch.stack(masks)
