@@ -1,0 +1,321 @@
+"""Learned words: textual inversion (eq. 2), the normal-aware c_n (eq. 3) and the anomaly-aware c_a (eq. 4).
+
+One vector of the token-embedding space is trained; CLIP, U-Net, VAE and text encoder stay as they are. The same vector
+enters the diffusion model's text encoder, where it must describe the shots, and CLIP's text tower, where "flawless [c]" must
+win over "damaged [c]" on the shots and lose on the pseudo-anomalies.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.diffusion import generator
+
+__all__ = ["learn_concept", "load_concepts", "p_clip", "save_concepts", "tau_sweep"]
+
+WORD = "<c>"
+COLUMNS = ("denoising_loss", "p_normal", "hinge")
+BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+
+
+def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
+    """Probability of the normal state, eq. 1 with C(c) = {S_n(c), S_a(c)}.
+
+    Args:
+        f: (B, D) image embeddings. g_n, g_a: (D,) template means G(S_n(c)) and G(S_a(c)).
+        tau: temperature, above 0.
+
+    Returns:
+        (B,) in [0, 1]; differentiable.
+
+    ``sim`` is a cosine, hence the mean over templates needs no normalising of its own: dividing by its length is part of sim.
+
+    Example:
+        >>> f, g_n, g_a = torch.eye(2), torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> [round(p, 4) for p in p_clip(f, g_n, g_a, tau=0.5).tolist()]
+        [0.8808, 0.1192]
+    """
+    if not tau > 0:
+        raise FsadError(f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 0.01).")
+    # exp(sim_n / tau) / (exp(sim_n / tau) + exp(sim_a / tau)) = sigmoid((sim_n - sim_a) / tau)
+    sim_n = torch.cosine_similarity(f, g_n[None], dim=-1)
+    sim_a = torch.cosine_similarity(f, g_a[None], dim=-1)
+    return torch.sigmoid((sim_n - sim_a) / tau)
+
+
+def tau_sweep(f: Tensor, g_n: Tensor, g_a: Tensor, taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)) -> pd.DataFrame:
+    """What the temperature does to eq. 1: at CLIP's 0.01 the probability saturates and its gradient vanishes.
+
+    Args:
+        f: (B, D) image embeddings. g_n, g_a: (D,) template means.
+
+    Returns:
+        One row for each tau and image: tau, image, p_normal, and gradient = dP / d(sim_n - sim_a) = P (1 - P) / tau.
+
+    Example:
+        >>> sweep = tau_sweep(torch.eye(2)[:1], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), taus=[0.01, 0.5])
+        >>> sweep.gradient.round(3).tolist()
+        [0.0, 0.21]
+    """
+    rows = []
+    for tau in taus:
+        p = p_clip(f, g_n, g_a, tau).double()
+        rows.append(pd.DataFrame({"tau": tau, "image": range(len(p)), "p_normal": p.cpu(), "gradient": (p * (1 - p) / tau).cpu()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def learn_concept(
+    clip: Any,
+    diffusion: Any,
+    x: Tensor,
+    init: str | Tensor = "object",
+    *,
+    alpha: float,
+    tau: float | None = None,
+    steps: int,
+    lr: float,
+    batch_size: int = 4,
+    templates: Sequence[str] = TEMPLATES,
+    pseudo: Tensor | None = None,
+    gamma: float | None = None,
+    seed: int = 0,
+    flip: bool = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> tuple[Tensor, pd.DataFrame]:
+    """Learn one word from a few normal images.
+
+    ========================  ==================  ==========================================
+    objective                 call                paper
+    ========================  ==================  ==========================================
+    plain textual inversion   ``alpha=0``         eq. 2, initialised with "object"
+    normal-aware c_n          ``alpha>0``         eq. 3, initialised with "object"
+    anomaly-aware c_a         and ``pseudo=``     eq. 4, initialised with c_n
+    ========================  ==================  ==========================================
+
+    Each step draws a batch of shots, latents, one template a sample, timesteps and noise from ``(seed, step)``; the CLIP terms use
+    all shots, all pseudo-anomalies and the whole template ensemble. Adam, constant learning rate.
+
+    Args:
+        clip: :class:`fsad_lib.foundation.clip.CLIP`. diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
+        x: (K, 3, H, W) normal images in [0, 1].
+        init: a one-token word or a vector (token_dim,).
+        alpha: weight of the CLIP terms, at least 0. tau: temperature of eq. 1; None: 1 / clip.logit_scale.
+        pseudo: (L, 3, H, W) pseudo-anomalies; with them ``gamma`` in [0, 1] is the P(normal) below which they no longer count.
+        flip: mirror latents left to right at random; off, because many products are not symmetric.
+        checkpoint: a file to resume from and to write every ``checkpoint_every`` steps; one of other settings is started anew.
+        progress: called with (step, steps, trace row) after each step.
+
+    Returns:
+        c (token_dim,) on the CPU; trace with one row a step: step, denoising_loss (batch mean), p_normal (mean over the shots),
+        hinge (mean over the pseudo-anomalies, NaN without), each before the step's update.
+
+    Raises:
+        FsadError: no images, values out of range, ``pseudo`` without ``gamma`` or the reverse, a word of several tokens, models of
+            different token width, or a loss that is not finite.
+    """
+    _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma)
+    tau = 1 / clip.logit_scale if tau is None else tau
+    device = diffusion.device
+    start = (clip.token_embedding(init) if isinstance(init, str) else init).detach().float().cpu()
+    if start.shape != (diffusion.token_dim,):
+        raise FsadError(f"init has shape {tuple(start.shape)}, expected ({diffusion.token_dim},), one vector of this text encoder.")
+
+    c = start.clone().to(device).requires_grad_(True)
+    adam = torch.optim.Adam([c], lr=lr, betas=BETAS, eps=ADAM_EPS)
+    key = _digest(start, x, pseudo, alpha=alpha, tau=tau, gamma=gamma, lr=lr, batch=batch_size, templates=list(templates), seed=seed, flip=flip)
+    rows = _resume(checkpoint, key, steps, c, adam)
+
+    if len(rows) < steps:  # everything that does not change with c, once
+        mean, std = diffusion.posterior(x)
+        with torch.no_grad():
+            f = clip.encode_image(x).to(device)
+            f_pseudo = None if pseudo is None else clip.encode_image(pseudo).to(device)
+
+    for step in range(len(rows), steps):
+        z, t, eps, chosen = _draw(mean, std, diffusion.num_train_timesteps, templates, batch_size, flip, generator(seed, "concept", step))
+
+        # eq. 2: sum_i sum_T log p_t2i(x_i | T(c)), by its denoising bound; mean over a batch of (i, T)
+        unique = sorted(set(chosen))
+        text = diffusion.encode_prompt([templates[T].format(WORD) for T in unique], {WORD: c})
+        loss = diffusion.denoising_loss(z, text[[unique.index(T) for T in chosen]], t, eps).mean()
+
+        with torch.set_grad_enabled(alpha > 0):
+            g_n, g_a = (g.mean(0).to(device) for g in state_embeddings(clip, WORD, {WORD: c}, templates))
+            # eq. 3: + alpha P_CLIP(S_n(c) | x_i), mean over the K shots
+            p_normal = p_clip(f, g_n, g_a, tau).mean()
+            # eq. 4: - alpha sum_j (P_CLIP(S_n(c) | pseudo_j) - gamma)^+, mean over the L pseudo-anomalies
+            hinge = torch.tensor(float("nan")) if pseudo is None else (p_clip(f_pseudo, g_n, g_a, tau) - gamma).relu().mean()
+
+        row = dict(zip(COLUMNS, (loss.item(), p_normal.item(), hinge.item()), strict=True))
+        if alpha > 0:
+            loss = loss - alpha * p_normal
+            if pseudo is not None:
+                loss = loss + alpha * hinge
+        if not torch.isfinite(loss):
+            raise FsadError(f"the loss is {loss.item()} at step {step}; a smaller lr (now {lr}) usually helps.")
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        rows.append(row)
+        if checkpoint and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
+            _store(checkpoint, key, c, adam, rows)
+        if progress:
+            progress(step + 1, steps, row)
+
+    trace = pd.DataFrame(rows, columns=list(COLUMNS), dtype=float)
+    trace.insert(0, "step", range(1, len(rows) + 1))
+    return c.detach().cpu(), trace
+
+
+def _draw(
+    mean: Tensor, std: Tensor, num_timesteps: int, templates: Sequence[str], batch_size: int, flip: bool, noise: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """One step's latents (B, 4, h, w), timesteps (B,), noise (B, 4, h, w) and template numbers.
+
+    The shots are dealt like cards: each of K occurs either floor(B / K) or ceil(B / K) times.
+    """
+    k, shape = len(mean), (batch_size, *mean.shape[1:])
+    rounds = -(-batch_size // k)
+    shots = torch.cat([torch.randperm(k, generator=noise) for _ in range(rounds)])[:batch_size]
+    chosen = torch.randint(len(templates), (batch_size,), generator=noise).tolist()
+    t = torch.randint(num_timesteps, (batch_size,), generator=noise).to(mean.device)
+    z = mean[shots] + std[shots] * torch.randn(shape, generator=noise).to(mean)
+    eps = torch.randn(shape, generator=noise).to(mean)
+    if flip:
+        mirrored = (torch.rand(batch_size, generator=noise) < 0.5).to(mean.device)
+        z = torch.where(mirrored[:, None, None, None], z.flip(-1), z)
+    return z, t, eps, chosen
+
+
+def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma) -> None:  # noqa: ANN001
+    if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
+        raise FsadError(f"found shots of shape {tuple(x.shape)}, expected (K, 3, H, W) with K at least 1.")
+    if (pseudo is None) != (gamma is None):
+        raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 2 and 3).")
+    if gamma is not None and not 0 <= gamma <= 1:
+        raise FsadError(f"gamma is {gamma}, expected a probability in [0, 1].")
+    if pseudo is not None and (pseudo.ndim != 4 or len(pseudo) == 0):
+        raise FsadError(f"found pseudo-anomalies of shape {tuple(pseudo.shape)}, expected (L, 3, H, W) with L at least 1.")
+    if alpha < 0 or steps < 0 or lr <= 0 or batch_size < 1:
+        raise FsadError(
+            f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}; expected alpha and steps at least 0, lr above 0, "
+            "batch_size at least 1."
+        )
+    if not templates or any(T.count("{}") != 1 for T in templates):
+        raise FsadError("each template must hold {} once, where the word goes, e.g. 'a photo of a {}'.")
+    if clip.token_dim != diffusion.token_dim:
+        raise FsadError(
+            f"CLIP's words have {clip.token_dim} numbers, the diffusion model's {diffusion.token_dim}: one learned word cannot serve both. "
+            "Use the CLIP whose text tower the diffusion model was trained with (SD 2.1: ViT-H/14)."
+        )
+
+
+# -------------------------------------------------------------------- files
+def _digest(start: Tensor, x: Tensor, pseudo: Tensor | None, **settings: object) -> str:
+    h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for tensor in (start, x, pseudo):
+        if tensor is not None:
+            h.update(str(tuple(tensor.shape)).encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+def _store(path: str | Path, key: str, c: Tensor, adam: torch.optim.Adam, rows: list[dict[str, float]]) -> None:
+    state = adam.state[c]
+    tensors = {
+        "c": c.detach(),
+        "exp_avg": state["exp_avg"],
+        "exp_avg_sq": state["exp_avg_sq"],
+        "trace": torch.tensor([[row[name] for name in COLUMNS] for row in rows], dtype=torch.float64),
+    }
+    _save(path, tensors, {"key": key})
+
+
+def _resume(path: str | Path | None, key: str, steps: int, c: Tensor, adam: torch.optim.Adam) -> list[dict[str, float]]:
+    """Put a checkpoint's state into c and adam; its trace rows, none if there is no checkpoint of these settings."""
+    if path is None or not Path(path).is_file():
+        return []
+    try:
+        with safe_open(str(path), "pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return []
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:
+        raise FsadError(f"{path} is not a readable checkpoint ({error}). Delete it and run again.") from error
+    done = len(saved["trace"])
+    if done > steps:
+        return []
+    with torch.no_grad():
+        c.copy_(saved["c"])
+    adam.state[c] = {
+        "step": torch.tensor(float(done)),
+        "exp_avg": saved["exp_avg"].to(c),
+        "exp_avg_sq": saved["exp_avg_sq"].to(c),
+    }
+    return [dict(zip(COLUMNS, row, strict=True)) for row in saved["trace"].tolist()]
+
+
+def save_concepts(path: str | Path, concepts: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> Path:
+    """Save learned words as a safetensors file of a few kilobytes, written whole or not at all.
+
+    Args:
+        concepts: name -> vector (token_dim,), e.g. ``{"<c_n>": c_n}``.
+        meta: what is needed to use them again, JSON-able: backbone fingerprint, init word, hyper-parameters.
+
+    Example:
+        >>> import tempfile, os
+        >>> path = save_concepts(os.path.join(tempfile.mkdtemp(), "c.safetensors"), {"<c_n>": torch.ones(4)}, {"init": "object"})
+        >>> words, meta = load_concepts(path)
+        >>> words["<c_n>"].tolist(), meta["init"]
+        ([1.0, 1.0, 1.0, 1.0], 'object')
+    """
+    wrong = {name: tuple(v.shape) for name, v in concepts.items() if v.ndim != 1}
+    if wrong or not concepts:
+        raise FsadError(f"expected at least one concept, each one vector (token_dim,); found {wrong or 'none'}.")
+    tensors = {name: vector.detach().float().cpu().contiguous() for name, vector in concepts.items()}
+    _save(path, tensors, {"fsad_concepts": json.dumps(dict(meta or {}), sort_keys=True)})
+    return Path(path)
+
+
+def load_concepts(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The concepts (name -> vector) and the metadata of :func:`save_concepts`.
+
+    Raises:
+        FsadError: a file that is missing or that holds no concepts.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            meta = file.metadata() or {}
+            words = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:
+        raise FsadError(f"cannot read the learned words in {path}: {error}. Expected a file of `save_concepts`.") from error
+    if "fsad_concepts" not in meta:
+        raise FsadError(f"{path} is a safetensors file, but not one of learned words (`save_concepts`).")
+    return words, json.loads(meta["fsad_concepts"])
+
+
+def _save(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

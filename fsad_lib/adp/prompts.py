@@ -1,0 +1,113 @@
+"""The sentences of ADP: state words, templates, and the prompts that draw pseudo-anomalies (sections 3 and 3.2).
+
+A concept is a word: an ordinary one ("object", "metal nut") or the placeholder of a learned one ("<c_n>").
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsad_lib.errors import FsadError
+
+__all__ = ["PSEUDO", "TEMPLATES", "TUNING", "S_a", "S_n", "embed", "state_embeddings", "state_prompts", "templates"]
+
+# `imagenet_templates_small` of the textual inversion examples (Gal et al. 2022; huggingface/diffusers,
+# examples/textual_inversion/textual_inversion.py). Its first two are the paper's two examples.
+TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+
+PSEUDO = ("a photo with damage", "a photo of an object with damage")  # section 3.2, word for word
+TUNING = ("a photo of a damaged <c_a>", "a photo of a <c_a> with damage")  # section 3.3, word for word
+
+
+def S_n(c: str) -> str:  # noqa: N802 - the paper's name
+    """The normal state of a concept.
+
+    >>> S_n("<c_n>")
+    'flawless <c_n>'
+    """
+    return f"flawless {c}"
+
+
+def S_a(c: str) -> str:  # noqa: N802 - the paper's name
+    """The anomalous state of a concept.
+
+    >>> S_a("object")
+    'damaged object'
+    """
+    return f"damaged {c}"
+
+
+def templates(n: int | None = None) -> tuple[str, ...]:
+    """The first n of the 27 templates, all by default.
+
+    >>> templates(2)
+    ('a photo of a {}', 'a rendering of a {}')
+    """
+    if n is not None and not 1 <= n <= len(TEMPLATES):
+        raise FsadError(f"found templates = {n}, expected 1 to {len(TEMPLATES)}.")
+    return TEMPLATES[:n]
+
+
+def state_prompts(c: str, templates: Sequence[str] = TEMPLATES) -> tuple[list[str], list[str]]:
+    """The prompts T(S_n(c)) and T(S_a(c)) for every template T.
+
+    >>> state_prompts("nut", ["a photo of a {}"])
+    (['a photo of a flawless nut'], ['a photo of a damaged nut'])
+    """
+    return [T.format(S_n(c)) for T in templates], [T.format(S_a(c)) for T in templates]
+
+
+def state_embeddings(
+    clip: Any, c: str, concepts: Mapping[str, Tensor] | None = None, templates: Sequence[str] = TEMPLATES
+) -> tuple[Tensor, Tensor]:
+    """CLIP text embeddings g(T(S_n(c))) and g(T(S_a(c))), encoded in one batch.
+
+    Args:
+        clip: object with ``encode_text`` (:class:`fsad_lib.foundation.clip.CLIP`).
+        c: the word or placeholder.
+        concepts: placeholder -> vector (token_dim,).
+
+    Returns:
+        Two tensors (|T|, D), rows of unit length, differentiable in the vectors.
+    """
+    normal, anomalous = state_prompts(c, templates)
+    g_n, g_a = clip.encode_text([*normal, *anomalous], concepts).split(len(normal))
+    return g_n, g_a
+
+
+@torch.no_grad()
+def embed(
+    clip: Any, words: Sequence[str], concepts: Mapping[str, Tensor] | None = None, templates: Sequence[str] = TEMPLATES
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D))."""
+    return {c: state_embeddings(clip, c, concepts, templates) for c in words}

@@ -1,0 +1,101 @@
+"""Pseudo-anomalies: normal images that the diffusion model damages (section 3.2), resized and cropped at random."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.diffusion import generator, resize
+
+__all__ = ["pseudo_anomalies", "resize_and_crop"]
+
+
+def resize_and_crop(x: Tensor, crop_scale: tuple[float, float], seed: int = 0, first_index: int = 0) -> Tensor:
+    """Random square crop of each image, resized back to its size ("random resizing and cropping").
+
+    Args:
+        x: (n, 3, H, W) in [0, 1].
+        crop_scale: least and greatest share of the image's area that is kept, in (0, 1]; (1, 1) leaves the images alone.
+        seed, first_index: image j draws from ``generator(seed, "crop", first_index + j)``.
+
+    Returns:
+        (n, 3, H, W) in [0, 1]; proportions are kept.
+
+    Example:
+        >>> resize_and_crop(torch.rand(2, 3, 16, 16), (0.25, 1.0), seed=1).shape
+        torch.Size([2, 3, 16, 16])
+    """
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise FsadError(f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1.")
+    height, width = x.shape[-2:]
+    out = []
+    for j, image in enumerate(x):
+        u = torch.rand(3, generator=generator(seed, "crop", first_index + j)).tolist()
+        side = (low + (high - low) * u[0]) ** 0.5
+        h, w = max(1, round(side * height)), max(1, round(side * width))
+        top, left = round(u[1] * (height - h)), round(u[2] * (width - w))
+        crop = image[None, :, top : top + h, left : left + w]
+        if (h, w) != (height, width):
+            crop = F.interpolate(crop, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
+        out.append(crop)
+    return torch.cat(out) if out else x
+
+
+def pseudo_anomalies(
+    diffusion: Any,
+    x: Tensor,
+    prompts: Sequence[str],
+    n: int,
+    *,
+    strength: float,
+    guidance_scale: float,
+    num_inference_steps: int,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    seed: int = 0,
+    concepts: Mapping[str, Tensor] | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Damage normal images by SDEdit, then resize and crop them at random.
+
+    Image j edits shot ``j % K`` towards prompt ``(j // K) % len(prompts)``, so that n = K * len(prompts) is every pair once.
+
+    Args:
+        diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
+        x: (K, 3, H, W) normal images in [0, 1].
+        prompts: e.g. :data:`fsad_lib.adp.prompts.PSEUDO`, or ``TUNING`` with ``concepts={"<c_a>": c_a}``.
+        n: number of pseudo-anomalies (L of eq. 4, L' of eq. 5).
+        strength, guidance_scale, num_inference_steps: see ``Diffusion.sdedit``.
+        crop_scale: see :func:`resize_and_crop`.
+        seed: image j depends on (seed, j) alone, not on n or batch_size.
+
+    Returns:
+        (n, 3, H, W) in [0, 1], on the device of x.
+
+    Raises:
+        FsadError: no shots, no prompts, n below 1, or settings out of range.
+    """
+    if len(x) == 0 or not prompts or n < 1:
+        raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before minutes are spent
+        raise FsadError(f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1.")
+    size = x.shape[-2:]
+    j = torch.arange(n)
+    edited = diffusion.sdedit(
+        resize(x, diffusion.image_size)[(j % len(x)).to(x.device)],
+        [prompts[i] for i in ((j // len(x)) % len(prompts)).tolist()],
+        strength=strength,
+        guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps,
+        seed=seed,
+        concepts=concepts,
+        batch_size=batch_size,
+        progress=progress,
+    ).to(x.device)
+    if edited.shape[-2:] != size:
+        edited = F.interpolate(edited, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return resize_and_crop(edited, crop_scale, seed)
