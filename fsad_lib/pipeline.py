@@ -385,7 +385,7 @@ class GridReport:
 def _duration(seconds: float) -> str:
     """
     >>> _duration(42), _duration(200), _duration(4000)
-    ('42 s', '3 min 20 s', '1 h 07 min')
+    ('42 s', '3 min 20 s', '1 h 06 min')
     """
     s = round(seconds)
     if s < 60:
