@@ -97,7 +97,8 @@ def manifest(
 def _verify(path: Path, fresh: list[dict[str, str]]) -> None:
     remedy = f"Restore the images, or remove {path} to draw new shots (earlier runs then no longer apply)."
     try:
-        stored = {e["path"]: e["sha256"] for e in (entries := json.loads(path.read_text())["order"])}
+        entries = json.loads(path.read_text())["order"]
+        stored = {e["path"]: e["sha256"] for e in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FsadError(f"shot manifest {path} cannot be read ({type(error).__name__}: {error}). {remedy}") from error
     have = {e["path"]: e["sha256"] for e in fresh}
