@@ -26,23 +26,31 @@ def _numpy(values, dtype=None) -> np.ndarray:
 def _labels_scores(label, score, names=None) -> tuple[np.ndarray, np.ndarray]:
     label, score = _numpy(label), _numpy(score, np.float64)
     if label.ndim != 1 or label.shape != score.shape:
-        raise FsadError(f"labels of shape {label.shape} and scores of shape {score.shape} found; expected (N,) and (N,)")
+        raise FsadError(
+            f"labels of shape {label.shape} and scores of shape {score.shape} found; expected (N,) and (N,)"
+        )
     if names is not None and len(names) != len(label):
         raise FsadError(f"{len(names)} names for {len(label)} images found; expected one each")
     wrong = ~np.isfinite(score)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         name = names[i] if names is not None else f"number {i}"
-        raise FsadError(f"score {score[i]} of image {name} is not finite ({int(wrong.sum())} of {len(score)} such); "
-                        "the detector diverged there")  # fmt: skip
+        raise FsadError(
+            f"score {score[i]} of image {name} is not finite ({int(wrong.sum())} of {len(score)} such); "
+            "the detector diverged there"
+        )
     if not np.isin(label, (0, 1)).all():
         odd = sorted({str(v) for v in label[~np.isin(label, (0, 1))]})
-        raise FsadError(f"labels {', '.join(odd[:5])} found; expected 0 (normal) and 1 (defective). "
-                        "Unlabelled images (-1) have scores but no metrics: leave them out.")  # fmt: skip
+        raise FsadError(
+            f"labels {', '.join(odd[:5])} found; expected 0 (normal) and 1 (defective). "
+            "Unlabelled images (-1) have scores but no metrics: leave them out."
+        )
     label = label.astype(np.int64)
     if len(np.unique(label)) < 2:
-        raise FsadError(f"{int((label == 0).sum())} normal and {int((label == 1).sum())} defective images found; "
-                        "expected at least one of each, or no metric is defined")  # fmt: skip
+        raise FsadError(
+            f"{int((label == 0).sum())} normal and {int((label == 1).sum())} defective images found; "
+            "expected at least one of each, or no metric is defined"
+        )
     return label, score
 
 
@@ -92,17 +100,23 @@ def f1_max(label, score) -> tuple[float, float]:
 def _masks_maps(masks, maps, names=None) -> tuple[np.ndarray, np.ndarray]:
     masks, maps = _numpy(masks), _numpy(maps)
     if masks.ndim != 3 or masks.shape != maps.shape:
-        raise FsadError(f"masks of shape {masks.shape} and maps of shape {maps.shape} found; expected (N, H, W) twice")
+        raise FsadError(
+            f"masks of shape {masks.shape} and maps of shape {maps.shape} found; expected (N, H, W) twice"
+        )
     if not np.isin(masks, (0, 1)).all():
         raise FsadError("mask values other than 0 and 1 found; expected boolean masks")
     wrong = ~np.isfinite(maps).all(axis=(1, 2))
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
-        raise FsadError(f"the anomaly map of image {names[i] if names is not None else f'number {i}'} holds values that are "
-                        f"not finite ({int(wrong.sum())} of {len(maps)} maps)")  # fmt: skip
+        raise FsadError(
+            f"the anomaly map of image {names[i] if names is not None else f'number {i}'} holds values that are "
+            f"not finite ({int(wrong.sum())} of {len(maps)} maps)"
+        )
     masks = masks.astype(bool)
     if masks.all() or not masks.any():
-        raise FsadError(f"{int(masks.sum())} defective of {masks.size} pixels found; expected both kinds of pixels")
+        raise FsadError(
+            f"{int(masks.sum())} defective of {masks.size} pixels found; expected both kinds of pixels"
+        )
     return masks, maps
 
 
@@ -187,7 +201,9 @@ def bootstrap_mean(
         raise FsadError("no category to average; expected at least one")
     means = np.array([np.mean(_numpy(v, np.float64)) for _, v in sorted(values_by_category.items())])
     if not np.isfinite(means).all():
-        raise FsadError(f"values that are not finite in {sorted(values_by_category)}; expected finite numbers in each")
+        raise FsadError(
+            f"values that are not finite in {sorted(values_by_category)}; expected finite numbers in each"
+        )
     mean = float(means.mean())
     if len(means) == 1:
         return mean, float("nan"), float("nan")
@@ -211,7 +227,9 @@ def bootstrap_auroc(label, score, n: int = 2_000, seed: int = 0) -> tuple[float,
     runs = [_labels_scores(label, s)[1] for s in np.atleast_2d(_numpy(score, np.float64))]
     good, bad = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
     # wins[i, j]: share of runs in which defective image j scores above normal image i, ties half
-    wins = np.mean([(s[bad][None] > s[good][:, None]) + 0.5 * (s[bad][None] == s[good][:, None]) for s in runs], axis=0)
+    wins = np.mean(
+        [(s[bad][None] > s[good][:, None]) + 0.5 * (s[bad][None] == s[good][:, None]) for s in runs], axis=0
+    )
     rng = np.random.default_rng(seed)
     a = rng.multinomial(len(good), np.full(len(good), 1 / len(good)), size=n) / len(good)
     b = rng.multinomial(len(bad), np.full(len(bad), 1 / len(bad)), size=n) / len(bad)

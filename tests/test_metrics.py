@@ -156,7 +156,9 @@ def test_bootstrap_over_categories_averages_seeds_first():
     mean, low, high = metrics.bootstrap_mean(values)
     assert mean == pytest.approx((0.6 + 0.9 + 0.8) / 3)
     assert 0.6 <= low < mean < high <= 0.9
-    assert (mean, low, high) == metrics.bootstrap_mean(dict(reversed(values.items())))  # order and call do not matter
+    assert (mean, low, high) == metrics.bootstrap_mean(
+        dict(reversed(values.items()))
+    )  # order and call do not matter
     repeated = {k: [float(np.mean(v))] * 50 for k, v in values.items()}
     assert metrics.bootstrap_mean(repeated) == pytest.approx((mean, low, high))  # repeats do not narrow it
 

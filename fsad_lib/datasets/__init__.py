@@ -31,9 +31,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "DATASETS", "categories", "class_name", "default_root", "has_masks", "load",
-    "read_image", "read_images", "read_mask", "read_masks",
-]  # fmt: skip
+    "DATASETS",
+    "categories",
+    "class_name",
+    "default_root",
+    "has_masks",
+    "load",
+    "read_image",
+    "read_images",
+    "read_mask",
+    "read_masks",
+]
 
 DATASETS = ("minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "folder")
 _SPLITS = {"minifab": "evaluation", "minifab_dev": "development"}
@@ -124,12 +132,13 @@ def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.Dat
         raise unknown(f"{dataset} category", category, valid)
     rows = []
     for name in [category] if category else valid:
-        if not (root / name / "minifab.json").is_file():
-            try:
-                minifab.write(root, split, name)
-            except OSError as error:
-                raise FsadError(f"cannot write {root / name}: {error.strerror or error}. "
-                                "Free some space, allow writing there, or give another data_root.") from error  # fmt: skip
+        try:
+            minifab.write(root, split, name)  # returns at once when the category is complete
+        except OSError as error:
+            raise FsadError(
+                f"cannot write {root / name}: {error.strerror or error}. "
+                "Free some space, allow writing there, or give another data_root."
+            ) from error
         rows += folder.rows_of(root / name, name)
     return make_table(rows, root)
 

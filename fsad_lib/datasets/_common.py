@@ -29,7 +29,9 @@ def list_images(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise FsadError(f"cannot list {folder}: {error.strerror or error}. Make the folder readable.") from error
+        raise FsadError(
+            f"cannot list {folder}: {error.strerror or error}. Make the folder readable."
+        ) from error
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -39,7 +41,9 @@ def list_folders(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise FsadError(f"cannot list {folder}: {error.strerror or error}. Make the folder readable.") from error
+        raise FsadError(
+            f"cannot list {folder}: {error.strerror or error}. Make the folder readable."
+        ) from error
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> FsadError:
@@ -65,7 +69,9 @@ def safe_name(what: str, name: object) -> str:
     """
     text = str(name)
     if not text.strip() or text.startswith(".") or any(c in text for c in "/\\\0"):
-        raise FsadError(f"{what} {text!r} is not a plain name; expected one without '/', '\\' or a leading '.'")
+        raise FsadError(
+            f"{what} {text!r} is not a plain name; expected one without '/', '\\' or a leading '.'"
+        )
     return text
 
 

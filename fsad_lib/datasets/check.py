@@ -19,8 +19,18 @@ from fsad_lib.datasets.images import _SIXTEEN_BIT, mask_array, open_image, to_ar
 from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
-_HARMLESS = {"minifab.json", "license.txt", "readme.txt", "license", "readme.md", "readme", "thumbs.db", "desktop.ini",
-             "license-dataset", "license.md"}  # fmt: skip
+_HARMLESS = {
+    "minifab.json",
+    "license.txt",
+    "readme.txt",
+    "license",
+    "readme.md",
+    "readme",
+    "thumbs.db",
+    "desktop.ini",
+    "license-dataset",
+    "license.md",
+}
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,29 @@ class Report:
         if self.rows:
             head = ("category", "train good", "test good", "test defective", "test unlabelled", "masks")
             width = [max(len(str(r[i])) for r in [head, *self.rows]) for i in range(6)]
-            lines += ["  " + "  ".join(f"{v!s:>{w}}" if i else f"{v!s:<{w}}" for i, (v, w) in
-                                       enumerate(zip(r, width, strict=True))) for r in [head, *self.rows]]  # fmt: skip
+            lines += [
+                "  "
+                + "  ".join(
+                    f"{v!s:>{w}}" if i else f"{v!s:<{w}}"
+                    for i, (v, w) in enumerate(zip(r, width, strict=True))
+                )
+                for r in [head, *self.rows]
+            ]
         lines += [str(f) for level in ("error", "warning", "note") for f in self.findings if f.level == level]
         errors, warnings = (sum(f.level == x for f in self.findings) for x in ("error", "warning"))
-        lines.append(f"{'usable' if self.ok else 'NOT usable as it is'}: {errors} errors, {warnings} warnings")
+        lines.append(
+            f"{'usable' if self.ok else 'NOT usable as it is'}: {errors} errors, {warnings} warnings"
+        )
         return "\n".join(lines)
 
 
 def _some(paths: list, root: Path) -> str:
-    names = [str(p.relative_to(root)) if isinstance(p, Path) and p.is_relative_to(root) else str(p) for p in paths]
-    return ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else "")
+    names = [
+        str(p.relative_to(root)) if isinstance(p, Path) and p.is_relative_to(root) else str(p) for p in paths
+    ]
+    return ", ".join(names[:_EXAMPLES]) + (
+        f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
+    )
 
 
 def check(path: str | Path) -> Report:
@@ -89,8 +111,12 @@ def check(path: str | Path) -> Report:
     root = absolute(path)
     report = Report(root)
     if not root.is_dir():
-        report.add("error", "a file, not a folder" if root.exists() else "no such folder", "a folder of images",
-                   "check the spelling and the working directory")  # fmt: skip
+        report.add(
+            "error",
+            "a file, not a folder" if root.exists() else "no such folder",
+            "a folder of images",
+            "check the spelling and the working directory",
+        )
         return report
     try:
         _check(root, report)
@@ -102,18 +128,33 @@ def check(path: str | Path) -> Report:
 def _check(root: Path, report: Report) -> None:
     folders = [p.name for p in list_folders(root)]
     layout = {p.name: p for p in list_folders(root) if folder.train_folder(p)}
-    if visa.split_file(root).exists() or sum((root / c / "Data" / "Images").is_dir() for c in visa.CATEGORIES) >= 2:
+    if (
+        visa.split_file(root).exists()
+        or sum((root / c / "Data" / "Images").is_dir() for c in visa.CATEGORIES) >= 2
+    ):
         report.kind = "VisA, official 1-class split"
         _check_visa(root, report)
         return
     if folder.train_folder(root):
         layout = {root.name: root}
     if not layout:
-        inner = [p for p in list_folders(root) if (p / "split_csv").is_dir() or any(map(folder.train_folder, list_folders(p)))]
-        hint = f"check one of these instead: {_some(inner, root)}" if inner else "arrange the images like this.\n" + folder.TREE
+        inner = [
+            p
+            for p in list_folders(root)
+            if (p / "split_csv").is_dir() or any(map(folder.train_folder, list_folders(p)))
+        ]
+        hint = (
+            f"check one of these instead: {_some(inner, root)}"
+            if inner
+            else "arrange the images like this.\n" + folder.TREE
+        )
         loose = len(list_images(root))
-        report.add("error", f"no category: {len(folders)} folders ({', '.join(folders[:6])}), {loose} loose images",
-                   "folders with train/good inside, or a folder good", hint)  # fmt: skip
+        report.add(
+            "error",
+            f"no category: {len(folders)} folders ({', '.join(folders[:6])}), {loose} loose images",
+            "folders with train/good inside, or a folder good",
+            hint,
+        )
         return
     names = set(layout)
     marked = [n for n, p in layout.items() if (p / "minifab.json").is_file()]
@@ -123,27 +164,52 @@ def _check(root: Path, report: Report) -> None:
     for name in sorted(layout):
         _check_category(layout[name], name, report, root)
     if is_mvtec:
-        _compare({r[0]: r[1:4] for r in report.rows}, mvtec_ad.COUNTS, report,
-                 "https://www.mvtec.com/company/research/datasets/mvtec-ad")  # fmt: skip
+        _compare(
+            {r[0]: r[1:4] for r in report.rows},
+            mvtec_ad.COUNTS,
+            report,
+            "https://www.mvtec.com/company/research/datasets/mvtec-ad",
+        )
         for row in report.rows:
             if row[0] in known and row[5] != row[3]:
-                report.add("error", f"{row[0]}: {row[5]} masks for {row[3]} defective images", "one each", "copy it again")
+                report.add(
+                    "error",
+                    f"{row[0]}: {row[5]} masks for {row[3]} defective images",
+                    "one each",
+                    "copy it again",
+                )
     elif known:
-        report.add("note", f"{', '.join(sorted(known))}: named like a category of MVTec AD, checked as your own folder")
+        report.add(
+            "note",
+            f"{', '.join(sorted(known))}: named like a category of MVTec AD, checked as your own folder",
+        )
     _check_strangers(root, layout, report)
 
 
 def _compare(found: dict[str, tuple], official: dict[str, tuple], report: Report, source: str) -> None:
     for name in sorted(found):
         if name not in official:
-            report.add("warning", f"category {name!r} is not part of the data set", ", ".join(sorted(official)), "move it out")
+            report.add(
+                "warning",
+                f"category {name!r} is not part of the data set",
+                ", ".join(sorted(official)),
+                "move it out",
+            )
         elif tuple(found[name]) != tuple(official[name]):
-            report.add("error", f"{name}: {'/'.join(map(str, found[name]))} images (train good/test good/test defective)",
-                       "/".join(map(str, official[name])), f"this copy is broken or changed; get it again from {source}")  # fmt: skip
+            report.add(
+                "error",
+                f"{name}: {'/'.join(map(str, found[name]))} images (train good/test good/test defective)",
+                "/".join(map(str, official[name])),
+                f"this copy is broken or changed; get it again from {source}",
+            )
     missing = sorted(official.keys() - found.keys())
     if missing:
-        report.add("warning", f"{len(missing)} of {len(official)} categories are missing: {', '.join(missing)}",
-                   "all, for the benchmark's mean", f"get them from {source}")  # fmt: skip
+        report.add(
+            "warning",
+            f"{len(missing)} of {len(official)} categories are missing: {', '.join(missing)}",
+            "all, for the benchmark's mean",
+            f"get them from {source}",
+        )
 
 
 def _check_visa(root: Path, report: Report) -> None:
@@ -152,17 +218,26 @@ def _check_visa(root: Path, report: Report) -> None:
     for name in sorted(split):
         rows = split[name]
         present = [r for r in rows if r[0].is_file()]
-        counts = [sum(r[2] == s and r[3] == y for r in present) for s, y in (("train", 0), ("test", 0), ("test", 1))]
+        counts = [
+            sum(r[2] == s and r[3] == y for r in present) for s, y in (("train", 0), ("test", 0), ("test", 1))
+        ]
         found[name] = tuple(counts)
         if not present:
             del found[name]
             continue
         report.rows.append((name, *counts, 0, sum(r[5] is not None and r[5].is_file() for r in present)))
-        for what, paths in (("images", [r[0] for r in rows]), ("masks", [r[5] for r in rows if r[5] is not None])):
+        for what, paths in (
+            ("images", [r[0] for r in rows]),
+            ("masks", [r[5] for r in rows if r[5] is not None]),
+        ):
             gone = [p for p in paths if not p.is_file()]
             if gone:
-                report.add("error", f"{name}: {len(gone)} {what} named in the split are missing: {_some(gone, root)}",
-                           "every file of split_csv/1cls.csv", "unpack VisA's archive again")  # fmt: skip
+                report.add(
+                    "error",
+                    f"{name}: {len(gone)} {what} named in the split are missing: {_some(gone, root)}",
+                    "every file of split_csv/1cls.csv",
+                    "unpack VisA's archive again",
+                )
         _check_files(root, name, report, [(p, s, y, m) for p, _, s, y, _, m in present], masks_required=True)
     _compare(found, visa.COUNTS, report, "https://github.com/amazon-science/spot-diff")
 
@@ -176,18 +251,30 @@ def _check_category(category: Path, name: str, report: Report, root: Path) -> No
         return
     count = Counter((r[2], r[3]) for r in rows)
     masks = sum(r[5] is not None for r in rows)
-    report.rows.append((name, count["train", 0], count["test", 0], count["test", 1], count["test", -1], masks))
+    report.rows.append(
+        (name, count["train", 0], count["test", 0], count["test", 1], count["test", -1], masks)
+    )
     if count["train", 0] < 16:
-        report.add("note", f"{name}: {count['train', 0]} normal images allow 1 to {count['train', 0]} shots; "
-                   "2 to 4 good images give no reliable threshold, only a ranking")  # fmt: skip
+        report.add(
+            "note",
+            f"{name}: {count['train', 0]} normal images allow 1 to {count['train', 0]} shots; "
+            "2 to 4 good images give no reliable threshold, only a ranking",
+        )
     if not count["test", 0] or not count["test", 1]:
-        report.add("note", f"{name}: {count['test', 0]} good and {count['test', 1]} defective test images",
-                   do="AUROC and the like need both; scores, heatmaps and the contact sheet do not")  # fmt: skip
+        report.add(
+            "note",
+            f"{name}: {count['test', 0]} good and {count['test', 1]} defective test images",
+            do="AUROC and the like need both; scores, heatmaps and the contact sheet do not",
+        )
     bad = [r for r in rows if r[3] == 1]
     without = [r[0] for r in bad if r[5] is None]
     if masks and without:
-        report.add("warning", f"{name}: {len(without)} of {len(bad)} defective images have no mask: {_some(without, root)}",
-                   "ground_truth/<kind>/<name>_mask.png for each, or none at all", "pixel metrics are left out until then")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: {len(without)} of {len(bad)} defective images have no mask: {_some(without, root)}",
+            "ground_truth/<kind>/<name>_mask.png for each, or none at all",
+            "pixel metrics are left out until then",
+        )
     elif bad and not masks:
         report.add("note", f"{name}: no masks, so image-level metrics only")
     used = {r[5] for r in rows}
@@ -197,12 +284,20 @@ def _check_category(category: Path, name: str, report: Report, root: Path) -> No
         if kind.name == "good":
             orphans = [p for p in orphans if _nonzero(p)]
             if orphans:
-                report.add("warning", f"{name}: masks that mark defects in good images: {_some(orphans, root)}",
-                           "none", "move those images out of good, or remove the masks")  # fmt: skip
+                report.add(
+                    "warning",
+                    f"{name}: masks that mark defects in good images: {_some(orphans, root)}",
+                    "none",
+                    "move those images out of good, or remove the masks",
+                )
         elif orphans:
             reason = "" if kind.name in kinds else f" (there is no folder test/{kind.name})"
-            report.add("error", f"{name}: {len(orphans)} masks without an image{reason}: {_some(orphans, root)}",
-                       f"an image test/{kind.name}/<name> for each <name>_mask", "rename or remove them")  # fmt: skip
+            report.add(
+                "error",
+                f"{name}: {len(orphans)} masks without an image{reason}: {_some(orphans, root)}",
+                f"an image test/{kind.name}/<name> for each <name>_mask",
+                "rename or remove them",
+            )
     _check_files(root, name, report, [(r[0], r[2], r[3], r[5]) for r in rows])
 
 
@@ -214,7 +309,11 @@ def _nonzero(mask: Path) -> bool:
 
 
 def _check_files(
-    root: Path, name: str, report: Report, rows: list[tuple[Path, str, int, Path | None]], masks_required: bool = False
+    root: Path,
+    name: str,
+    report: Report,
+    rows: list[tuple[Path, str, int, Path | None]],
+    masks_required: bool = False,
 ) -> None:
     """Decode every image and mask of a category."""
     sizes, modes = Counter(), Counter()
@@ -229,7 +328,9 @@ def _check_files(
             continue
         sizes[image.size] += 1
         modes[image.mode] += 1
-        digests[sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()].append((split, path))
+        digests[sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()].append(
+            (split, path)
+        )
         if _orientation(path) != 1:
             turned.append(path)
         if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:
@@ -239,35 +340,67 @@ def _check_files(
         if mask is not None and mask.is_file():
             _check_mask(root, name, report, image.size, path, mask)
         elif masks_required and label == 1 and mask is None:
-            report.add("error", f"{name}: the split names no mask for {path}", "a mask for every anomaly", "copy it again")
+            report.add(
+                "error",
+                f"{name}: the split names no mask for {path}",
+                "a mask for every anomaly",
+                "copy it again",
+            )
     twins = [v for v in digests.values() if len(v) > 1]
     leaks = [v for v in twins if len({s for s, _ in v}) > 1]
     if leaks:
         pairs = [" = ".join(str(p.relative_to(root)) for _, p in v[:2]) for v in leaks]
-        report.add("warning", f"{name}: {len(leaks)} pictures are both in train and in test: {_some(pairs, root)}",
-                   "no test image among the shots", "remove them from one side")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: {len(leaks)} pictures are both in train and in test: {_some(pairs, root)}",
+            "no test image among the shots",
+            "remove them from one side",
+        )
     rest = [v for v in twins if v not in leaks]
     if rest:
-        report.add("warning", f"{name}: {len(rest)} pictures are there more than once: "
-                   f"{_some([' = '.join(str(p.relative_to(root)) for _, p in v[:2]) for v in rest], root)}",
-                   "each picture once", "remove the copies")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: {len(rest)} pictures are there more than once: "
+            f"{_some([' = '.join(str(p.relative_to(root)) for _, p in v[:2]) for v in rest], root)}",
+            "each picture once",
+            "remove the copies",
+        )
     if len(sizes) > 1:
         top = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common(4))
-        report.add("note", f"{name}: {len(sizes)} sizes: {top}", do="each is resized to the square on its own")
+        report.add(
+            "note", f"{name}: {len(sizes)} sizes: {top}", do="each is resized to the square on its own"
+        )
     elif any(w != h for w, h in sizes):
         w, h = next(iter(sizes))
-        report.add("note", f"{name}: {w}x{h} is not square; images are squeezed to the square, nothing is cut off")
+        report.add(
+            "note", f"{name}: {w}x{h} is not square; images are squeezed to the square, nothing is cut off"
+        )
     grey = sum(modes[m] for m in ("L", "1", *_SIXTEEN_BIT, "F"))
     if grey:
-        report.add("note", f"{name}: {grey} single-channel images ({', '.join(sorted(modes))}); grey becomes three channels")
+        report.add(
+            "note",
+            f"{name}: {grey} single-channel images ({', '.join(sorted(modes))}); grey becomes three channels",
+        )
     if grey and grey < sum(modes.values()):
-        report.add("warning", f"{name}: grey and colour images are mixed ({dict(modes)})", "one kind",
-                   "a detector may tell them apart by colour alone; convert them alike")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: grey and colour images are mixed ({dict(modes)})",
+            "one kind",
+            "a detector may tell them apart by colour alone; convert them alike",
+        )
     if turned:
-        report.add("note", f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}")
+        report.add(
+            "note",
+            f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}",
+        )
     if dark:
-        report.add("warning", f"{name}: {len(dark)} 16-bit images use less than 12 bits, so they read nearly black: "
-                   f"{_some(dark, root)}", "values that fill 0..65535", "stretch them, all by the same factor")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: {len(dark)} 16-bit images use less than 12 bits, so they read nearly black: "
+            f"{_some(dark, root)}",
+            "values that fill 0..65535",
+            "stretch them, all by the same factor",
+        )
     if tiny:
         report.add("warning", f"{name}: {len(tiny)} images are smaller than 32 pixels: {_some(tiny, root)}")
 
@@ -286,14 +419,26 @@ def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], pa
         report.add("error", f"{name}: {error}")
         return
     if m.shape != size[::-1]:
-        report.add("error", f"{name}: mask {mask.relative_to(root)} is {m.shape[1]}x{m.shape[0]}",
-                   f"{size[0]}x{size[1]}, the size of {path.relative_to(root)}", "draw it on the image's own pixels")  # fmt: skip
+        report.add(
+            "error",
+            f"{name}: mask {mask.relative_to(root)} is {m.shape[1]}x{m.shape[0]}",
+            f"{size[0]}x{size[1]}, the size of {path.relative_to(root)}",
+            "draw it on the image's own pixels",
+        )
     elif not m.any():
-        report.add("warning", f"{name}: mask {mask.relative_to(root)} is empty", "the defect's pixels above zero",
-                   "redraw it, or move the image to test/good")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: mask {mask.relative_to(root)} is empty",
+            "the defect's pixels above zero",
+            "redraw it, or move the image to test/good",
+        )
     elif m.all():
-        report.add("warning", f"{name}: mask {mask.relative_to(root)} covers the whole image", "zero outside the defect",
-                   "is it inverted, or saved on white?")  # fmt: skip
+        report.add(
+            "warning",
+            f"{name}: mask {mask.relative_to(root)} covers the whole image",
+            "zero outside the defect",
+            "is it inverted, or saved on white?",
+        )
 
 
 def _check_strangers(root: Path, layout: dict[str, Path], report: Report) -> None:
@@ -310,11 +455,19 @@ def _check_strangers(root: Path, layout: dict[str, Path], report: Report) -> Non
             elif not _has_place(parts, simple, (category / "test").is_dir()):
                 misplaced.append(path)
     if strangers:
-        report.add("warning", f"{len(strangers)} files are not images and are ignored: {_some(strangers, root)}",
-                   "PNG, JPEG, TIFF, BMP, WebP, PGM, GIF", "convert them if they were meant")  # fmt: skip
+        report.add(
+            "warning",
+            f"{len(strangers)} files are not images and are ignored: {_some(strangers, root)}",
+            "PNG, JPEG, TIFF, BMP, WebP, PGM, GIF",
+            "convert them if they were meant",
+        )
     if misplaced:
-        report.add("warning", f"{len(misplaced)} images lie where nothing is read: {_some(misplaced, root)}",
-                   "train/good/*, test/*, test/<kind>/*, ground_truth/<kind>/*", "move them")  # fmt: skip
+        report.add(
+            "warning",
+            f"{len(misplaced)} images lie where nothing is read: {_some(misplaced, root)}",
+            "train/good/*, test/*, test/<kind>/*, ground_truth/<kind>/*",
+            "move them",
+        )
 
 
 def _has_place(parts: tuple[str, ...], simple: bool, has_test: bool) -> bool:

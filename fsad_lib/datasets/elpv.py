@@ -61,7 +61,9 @@ def read_labels(data: Path) -> list[tuple[Path, int, str]]:
             if kind not in COUNTS or not 0 <= thirds <= 3 or abs(thirds / 3 - float(probability)) > 0.01:
                 raise ValueError
         except ValueError:
-            raise FsadError(f"{data / 'labels.csv'}, line {number}: {line!r}; expected 'image probability mono|poly'") from None
+            raise FsadError(
+                f"{data / 'labels.csv'}, line {number}: {line!r}; expected 'image probability mono|poly'"
+            ) from None
         rows.append((inside(data, name), thirds, kind))
     return rows
 
@@ -85,15 +87,19 @@ def load(category: str | None = None, protocol: str | None = None) -> pd.DataFra
     for kind, expected in COUNTS.items():
         have = tuple(found[kind, t] for t in range(4))
         if have != expected:
-            raise FsadError(f"ELPV {kind} in {data}: found {have} images of probability 0, 1/3, 2/3, 1; expected {expected}. "
-                            "Reinstall elpv-dataset.")  # fmt: skip
+            raise FsadError(
+                f"ELPV {kind} in {data}: found {have} images of probability 0, 1/3, 2/3, 1; expected {expected}. "
+                "Reinstall elpv-dataset."
+            )
     rows = []
     for variant in [category] if category else CATEGORIES:
         kind = variant.removesuffix("_half")
         half = (protocol or ("half" if variant.endswith("_half") else "strict")) == "half"
         cells = [(p, thirds) for p, thirds, k in labels if k == kind and (half or thirds in (0, 3))]
         normal = [p for p, thirds in cells if thirds == 0]
-        pool = set(sorted(normal, key=lambda p: sha256(f"elpv shot pool 0 {p.name}".encode()).digest())[:POOL])
+        pool = set(
+            sorted(normal, key=lambda p: sha256(f"elpv shot pool 0 {p.name}".encode()).digest())[:POOL]
+        )
         for path, thirds in cells:
             bad = thirds >= 2
             defect = ("probably_defective" if thirds == 2 else "defective") if bad else "good"

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsad_lib.datasets._common import (
-    UNLABELLED, absolute, list_folders, list_images, make_table, safe_name, unknown,
+    UNLABELLED,
+    absolute,
+    list_folders,
+    list_images,
+    make_table,
+    safe_name,
+    unknown,
 )
 from fsad_lib.errors import FsadError
 
@@ -77,7 +83,9 @@ def rows_of(category: Path, name: str) -> list[tuple]:
         raise FsadError(f"no train/good in {category}.\n{TREE}")
     rows: list[tuple] = [(p, name, "train", 0, "good", None) for p in list_images(train)]
     if not rows:
-        raise FsadError(f"{train} holds no image; expected at least one normal image (PNG, JPEG, TIFF, BMP, WebP)")
+        raise FsadError(
+            f"{train} holds no image; expected at least one normal image (PNG, JPEG, TIFF, BMP, WebP)"
+        )
     test = category / "test"
     if not test.is_dir() and train.parent == category:
         test = category  # good/ with the images to judge beside it

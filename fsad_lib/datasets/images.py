@@ -46,7 +46,9 @@ def open_image(path: str | Path) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise FsadError(f"image not found: {path}. Was it moved or deleted? `check-data` lists what is there.") from None
+        raise FsadError(
+            f"image not found: {path}. Was it moved or deleted? `check-data` lists what is there."
+        ) from None
     except PermissionError:
         raise FsadError(f"no permission to read {path}. Make the file readable.") from None
     except UnidentifiedImageError:
@@ -55,7 +57,16 @@ def open_image(path: str | Path) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise FsadError(f"image too large: {path}: {error}. Scale it down first.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise FsadError(
             f"damaged or truncated image: {path} ({type(error).__name__}: {error}). Copy it again or remove it."
         ) from error
@@ -82,9 +93,15 @@ def to_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
         grey = np.asarray(image, dtype=np.float64)
         low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
         limit = 1.0 if mode == "F" else 65535.0
-        if not (0 <= low and high <= limit):
-            kind = "a float image with values in [0, 1]" if mode == "F" else "a 16-bit image with values 0..65535"
-            raise FsadError(f"{name}: values {low:g}..{high:g} found in mode {mode}; expected {kind}. Rescale it.")
+        if not (low >= 0 and high <= limit):
+            kind = (
+                "a float image with values in [0, 1]"
+                if mode == "F"
+                else "a 16-bit image with values 0..65535"
+            )
+            raise FsadError(
+                f"{name}: values {low:g}..{high:g} found in mode {mode}; expected {kind}. Rescale it."
+            )
         return np.repeat((grey / limit).astype(np.float32)[..., None], 3, axis=2)
     try:
         if mode in _ALPHA or "transparency" in image.info:
@@ -92,7 +109,9 @@ def to_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     except ValueError as error:
-        raise FsadError(f"{name}: image mode {mode} cannot be read as RGB ({error}). Save it as RGB PNG.") from error
+        raise FsadError(
+            f"{name}: image mode {mode} cannot be read as RGB ({error}). Save it as RGB PNG."
+        ) from error
 
 
 def _side(size: int) -> int:

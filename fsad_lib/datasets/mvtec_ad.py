@@ -45,7 +45,11 @@ WHERE = """MVTec AD is not here and cannot be downloaded for you (licence CC BY-
 def counts_of(table: pd.DataFrame) -> tuple[int, int, int]:
     """(train good, test good, test defective) of a table."""
     test = table[table["split"] == "test"]
-    return int((table["split"] == "train").sum()), int((test["label"] == 0).sum()), int((test["label"] == 1).sum())
+    return (
+        int((table["split"] == "train").sum()),
+        int((test["label"] == 0).sum()),
+        int((test["label"] == 1).sum()),
+    )
 
 
 def check_counts(name: str, found: tuple, expected: tuple, again: str) -> None:

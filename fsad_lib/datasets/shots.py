@@ -40,12 +40,16 @@ def _training(table: pd.DataFrame, category: str) -> tuple[Path, list[str]]:
     chosen = table[(table["category"] == category) & (table["split"] == "train") & (table["label"] == 0)]
     paths = sorted(chosen["path"])
     if not paths:
-        raise FsadError(f"no normal training image of category {category!r} in the table; expected at least one")
+        raise FsadError(
+            f"no normal training image of category {category!r} in the table; expected at least one"
+        )
     root = table.attrs.get("root") or os.path.commonpath([os.path.dirname(p) for p in paths])
     return Path(root), [Path(os.path.relpath(p, root)).as_posix() for p in paths]
 
 
-def manifest_path(table: pd.DataFrame, dataset: str, category: str, seed: int, folder: str | Path | None = None) -> Path:
+def manifest_path(
+    table: pd.DataFrame, dataset: str, category: str, seed: int, folder: str | Path | None = None
+) -> Path:
     """<project root>/data/shots/<dataset>/<category>/seed<seed>.json.
 
     For a user's own folder the name also carries a hash of the training images, since two folders may share a name
@@ -100,14 +104,21 @@ def _verify(path: Path, fresh: list[dict[str, str]]) -> None:
         entries = json.loads(path.read_text())["order"]
         stored = {e["path"]: e["sha256"] for e in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FsadError(f"shot manifest {path} cannot be read ({type(error).__name__}: {error}). {remedy}") from error
+        raise FsadError(
+            f"shot manifest {path} cannot be read ({type(error).__name__}: {error}). {remedy}"
+        ) from error
     have = {e["path"]: e["sha256"] for e in fresh}
     gone, new = sorted(stored.keys() - have.keys()), sorted(have.keys() - stored.keys())
     changed = sorted(p for p in stored.keys() & have.keys() if stored[p] != have[p])
     if gone or new or changed:
-        parts = [f"{len(names)} {what} (first: {names[0]})" for what, names in
-                 (("missing", gone), ("new", new), ("changed", changed)) if names]  # fmt: skip
-        raise FsadError(f"the training images differ from the shot manifest {path}: {', '.join(parts)}. {remedy}")
+        parts = [
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (("missing", gone), ("new", new), ("changed", changed))
+            if names
+        ]
+        raise FsadError(
+            f"the training images differ from the shot manifest {path}: {', '.join(parts)}. {remedy}"
+        )
     if entries != fresh:
         raise FsadError(f"shot manifest {path} holds the right images in another order. {remedy}")
 
@@ -128,8 +139,10 @@ def _write(path: Path, content: dict) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise FsadError(f"cannot write shot manifest {path}: {error.strerror or error}. "
-                        "Free some space or allow writing there.") from error  # fmt: skip
+        raise FsadError(
+            f"cannot write shot manifest {path}: {error.strerror or error}. "
+            "Free some space or allow writing there."
+        ) from error
 
 
 def take(
@@ -142,6 +155,8 @@ def take(
     """
     root, paths = _training(table, category)
     if isinstance(k, bool) or int(k) != k or not 1 <= k <= len(paths):
-        raise FsadError(f"{k!r} shots asked of {dataset} {category}; expected 1 to {len(paths)}, the normal training "
-                        f"images found in {root}")  # fmt: skip
+        raise FsadError(
+            f"{k!r} shots asked of {dataset} {category}; expected 1 to {len(paths)}, the normal training "
+            f"images found in {root}"
+        )
     return [str(inside(root, e["path"])) for e in manifest(table, dataset, category, seed, folder)[: int(k)]]

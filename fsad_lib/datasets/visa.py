@@ -58,7 +58,9 @@ def read_split(root: Path) -> dict[str, list[tuple]]:
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except FileNotFoundError:
-        raise FsadError(f"no {path}: the official 1-class split is part of VisA's archive; copy it there") from None
+        raise FsadError(
+            f"no {path}: the official 1-class split is part of VisA's archive; copy it there"
+        ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FsadError(f"cannot read {path}: {error}. Copy it again from VisA's archive.") from error
     if not lines or tuple(c.strip() for c in lines[0]) != HEADER:
@@ -68,12 +70,16 @@ def read_split(root: Path) -> dict[str, list[tuple]]:
         if not line:
             continue
         if len(line) != 5 or line[1] not in ("train", "test") or line[2] not in ("normal", "anomaly"):
-            raise FsadError(f"{path}, line {number}: {','.join(line)!r}; expected object,train|test,normal|anomaly,image,mask")
+            raise FsadError(
+                f"{path}, line {number}: {','.join(line)!r}; expected object,train|test,normal|anomaly,image,mask"
+            )
         name, split, label, image, mask = line
         if name not in COUNTS:
             raise FsadError(f"{path}, line {number}: {unknown('VisA category', name, CATEGORIES)}")
         if split == "train" and label != "normal":
-            raise FsadError(f"{path}, line {number}: an anomaly in the training split; this is not the 1-class split")
+            raise FsadError(
+                f"{path}, line {number}: an anomaly in the training split; this is not the 1-class split"
+            )
         bad = label == "anomaly"
         rows.setdefault(name, []).append(
             (inside(root, image), name, split, int(bad), "anomaly" if bad else "good",
@@ -98,8 +104,15 @@ def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
     rows = []
     for name in [category] if category else CATEGORIES:
         part = split.get(name, [])
-        found = tuple(sum(r[2] == s and r[3] == y for r in part) for s, y in (("train", 0), ("test", 0), ("test", 1)))
-        check_counts(f"VisA {name} in {split_file(root)}", found, COUNTS[name], "https://github.com/amazon-science/spot-diff")
+        found = tuple(
+            sum(r[2] == s and r[3] == y for r in part) for s, y in (("train", 0), ("test", 0), ("test", 1))
+        )
+        check_counts(
+            f"VisA {name} in {split_file(root)}",
+            found,
+            COUNTS[name],
+            "https://github.com/amazon-science/spot-diff",
+        )
         gone = [p for r in part for p in (r[0], r[5]) if p is not None and not p.is_file()]
         if gone:
             raise FsadError(f"VisA {name}: {len(gone)} files of the split are missing, the first: {gone[0]}.\n"

@@ -1,0 +1,158 @@
+"""check-data: each fault is found, named, and told how to mend; a good folder passes."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_datasets import mvtec_tree, picture, visa_tree
+
+from fsad_lib.datasets import mvtec_ad, visa
+from fsad_lib.datasets.check import check
+
+
+def found(report, level, text):
+    return [f for f in report.findings if f.level == level and text in str(f)]
+
+
+def test_good_folder(tmp_path):
+    report = check(mvtec_tree(tmp_path))
+    assert report.ok and not found(report, "warning", "")
+    assert report.rows == [("nut", 5, 2, 3, 0, 3)]
+    assert "usable: 0 errors, 0 warnings" in str(report) and "no reliable threshold" in str(report)
+
+
+def test_one_category_and_simplest_layout(tmp_path):
+    assert check(mvtec_tree(tmp_path) / "nut").rows == [("nut", 5, 2, 3, 0, 3)]
+    for i in range(2):
+        picture(tmp_path / "simple/good" / f"{i}.png")
+    picture(tmp_path / "simple/judge.png")
+    report = check(tmp_path / "simple")
+    assert report.ok and report.rows == [("simple", 2, 0, 0, 1, 0)] and not found(report, "warning", "")
+
+
+def test_missing_and_empty(tmp_path):
+    assert "no such folder" in str(check(tmp_path / "none"))
+    (tmp_path / "file").write_text("")
+    assert "a file, not a folder" in str(check(tmp_path / "file"))
+    picture(tmp_path / "photos/a.png")
+    report = check(tmp_path)
+    assert not report.ok and "photos" in str(report) and "train/good" in str(report)
+    mvtec_tree(tmp_path / "deeper/data")
+    assert "check one of these instead: data" in str(check(tmp_path / "deeper"))
+
+
+def test_every_fault_at_once(tmp_path):
+    base = mvtec_tree(tmp_path) / "nut"
+    (base / "test/good/000.png").write_bytes((base / "test/good/000.png").read_bytes()[:80])  # truncated
+    (base / "train/good/text.png").write_text("no image")
+    picture(base / "ground_truth/scratch/000_mask.png", 255, size=(5, 5))
+    picture(base / "ground_truth/scratch/001_mask.png", 0)
+    picture(base / "ground_truth/scratch/077_mask.png", 255)
+    picture(base / "ground_truth/dent/000_mask.png", 255)
+    picture(base / "ground_truth/good/001_mask.png", 255)
+    picture(base / "test/scratch/009.png")
+    shutil.copy(base / "train/good/000.png", base / "test/good/twin.png")
+    Image.open(base / "train/good/001.png").save(base / "test/good/twin.bmp")  # same pixels, another format
+    shutil.copy(base / "train/good/002.png", base / "train/good/copy.png")
+    (base / "train/good/video.mp4").write_bytes(b"x")
+    picture(base / "train/flawless/000.png")
+    report = check(tmp_path)
+    assert not report.ok
+    assert found(report, "error", "test/good/000.png") and found(report, "error", "text.png")
+    assert found(report, "error", "000_mask.png is 5x5")[0].expected.startswith("40x36")
+    assert found(report, "warning", "001_mask.png is empty")
+    assert found(report, "error", "masks without an image: nut/ground_truth/scratch/077_mask.png")
+    assert found(report, "error", "no folder test/dent")
+    assert found(report, "warning", "defects in good images")
+    assert found(report, "warning", "1 of 4 defective images have no mask: nut/test/scratch/009.png")
+    assert found(report, "warning", "2 pictures are both in train and in test")
+    assert found(report, "warning", "there more than once")
+    assert found(report, "warning", "video.mp4") and found(report, "warning", "train/flawless/000.png")
+    assert all(f.do or f.expected or "image" in f.found for f in report.findings)
+
+
+def test_kinds_of_images_are_noted(tmp_path):
+    good = mvtec_tree(tmp_path) / "nut/train/good"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        good / "turned.png", exif=exif
+    )
+    picture(good / "tiny.png", size=(20, 20))
+    Image.fromarray(np.random.default_rng(1).integers(0, 4000, (40, 40)).astype(np.uint16)).save(
+        good / "dark.png"
+    )
+    report = check(tmp_path)
+    assert report.ok
+    assert (
+        found(report, "note", "EXIF")
+        and found(report, "note", "single-channel")
+        and found(report, "note", "3 sizes")
+    )
+    assert (
+        found(report, "warning", "16-bit")
+        and found(report, "warning", "mixed")
+        and found(report, "warning", "smaller than 32")
+    )
+
+
+def test_inverted_mask(tmp_path):
+    picture(mvtec_tree(tmp_path) / "nut/ground_truth/scratch/000_mask.png", 255)
+    assert found(check(tmp_path), "warning", "covers the whole image")
+
+
+def test_no_masks_is_fine(tmp_path):
+    report = check(mvtec_tree(tmp_path, masks=False))
+    assert report.ok and found(report, "note", "image-level metrics only")
+
+
+def test_mvtec_counts(tmp_path, monkeypatch):
+    for name in ("bottle", "cable", "pill"):
+        monkeypatch.setitem(mvtec_ad.COUNTS, name, (5, 2, 3))
+        mvtec_tree(tmp_path, name)
+    report = check(tmp_path)
+    assert (
+        report.kind == "MVTec AD"
+        and report.ok
+        and found(report, "warning", "12 of 15 categories are missing")
+    )
+    (tmp_path / "pill/test/good/000.png").unlink()
+    (tmp_path / "cable/ground_truth/scratch/000_mask.png").unlink()
+    report = check(tmp_path)
+    assert found(report, "error", "pill: 5/1/3 images")[0].expected == "5/2/3"
+    assert found(report, "error", "cable: 2 masks for 3")
+
+
+def test_own_folder_named_like_a_benchmark_category(tmp_path):
+    report = check(mvtec_tree(tmp_path, "bottle"))
+    assert (
+        report.ok
+        and report.kind == "a folder in MVTec AD's layout"
+        and found(report, "note", "checked as your own")
+    )
+
+
+def test_visa(tmp_path, monkeypatch):
+    monkeypatch.setitem(visa.COUNTS, "candle", (4, 2, 3))
+    root = visa_tree(tmp_path)
+    report = check(root)
+    assert report.kind.startswith("VisA") and report.ok and report.rows == [("candle", 4, 2, 3, 0, 3)]
+    (root / "candle/Data/Images/Normal/0001.JPG").unlink()
+    (root / "candle/Data/Masks/Anomaly/001.png").unlink()
+    report = check(root)
+    assert (
+        found(report, "error", "0001.JPG")
+        and found(report, "error", "3/2/3 images")
+        and found(report, "error", "001.png")
+    )
+    with (root / "split_csv/1cls.csv").open("a") as file:
+        file.write("candle,train,normal,../../x.JPG,\n")
+    assert found(check(root), "error", "leaves")
+
+
+@pytest.mark.parametrize("name", ["candle", "cashew"])
+def test_visa_without_its_split(tmp_path, name):
+    for c in ("candle", "cashew", name):
+        picture(tmp_path / c / "Data/Images/Normal/0.JPG")
+    assert found(check(tmp_path), "error", "1-class split")
