@@ -20,7 +20,8 @@ def test_positions_of_several_placeholders_and_rows():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a <c_n>.", "a <c_n>'s edge", "a damaged<c_n>", "  odd   spaces <c_n>", "naïve “<c_n>” photo object"]
+    "prompt",
+    ["a <c_n>.", "a <c_n>'s edge", "a damaged<c_n>", "  odd   spaces <c_n>", "naïve “<c_n>” photo object"],
 )
 def test_position_holds_in_odd_prompts(prompt):
     ids, [(row, column, name)] = insert_concepts([prompt], TOKENIZE, ["<c_n>"])

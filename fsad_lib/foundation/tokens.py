@@ -1,11 +1,11 @@
 """Learned words in prompts: where a placeholder's token sits, and how its vector gets there.
 
-A learned concept (textual inversion; ADP eq. 2-4) is a vector in the token-embedding space that the tokenizer
-does not know. A prompt names it by a placeholder such as ``"<c_n>"``. The placeholder is tokenized as the one-token
-word ``"object"``, its position is noted, and the text encoder's embedding at that position is replaced by the
-vector. The ids therefore stay those of an ordinary sentence: padding, causal mask and the position of the
-end-of-text token are what an added token would give, and there is no id above the vocabulary that ``argmax``
-pooling could mistake for the end.
+A learned concept (textual inversion; ADP eq. 2-4) is a vector in the token-embedding space that the
+tokenizer does not know. A prompt names it by a placeholder such as ``"<c_n>"``. The placeholder is tokenized
+as the one-token word ``"object"``, its position is noted, and the text encoder's embedding at that position
+is replaced by the vector. The ids therefore stay those of an ordinary sentence: padding, causal mask and the
+position of the end-of-text token are what an added token would give, and there is no id above the vocabulary
+that ``argmax`` pooling could mistake for the end.
 
 The same functions serve the CLIP text tower and the diffusion model's text encoder.
 """
@@ -44,18 +44,18 @@ def insert_concepts(
 
     Args:
         prompts: B sentences; a placeholder is written ``<name>`` and may occur any number of times.
-        tokenize: maps a list of B strings to ids, LongTensor (B, L), with start and end tokens, as the tokenizer
-            of the text encoder does.
-        concepts: the placeholders that have a vector: a mapping from the names, angle brackets included, or just
-            the names.
+        tokenize: maps a list of B strings to ids, LongTensor (B, L), with start and end tokens, as the
+            tokenizer of the text encoder does.
+        concepts: the placeholders that have a vector: a mapping from the names, angle brackets included, or
+            just the names.
 
     Returns:
         ids, LongTensor (B, L), in which every placeholder is the word "object"; and positions, a list of
         ``(row, column, name)``, one for each placeholder of each prompt, to hand to :func:`inject`.
 
     Raises:
-        FsadError: a placeholder without a vector; a concept whose name is not of the form ``<name>`` or is a token
-            of the vocabulary; a placeholder that fell off the end of a too long prompt.
+        FsadError: a placeholder without a vector; a concept whose name is not of the form ``<name>`` or is a
+            token of the vocabulary; a placeholder that fell off the end of a too long prompt.
 
     Example:
         >>> import open_clip
@@ -64,14 +64,15 @@ def insert_concepts(
         ([49406, 320, 13568, 14115, 269, 49407], [(0, 3, '<c_n>')])
     """
     if isinstance(prompts, str):
-        raise FsadError(f"prompts must be a list of strings, found the string {prompts!r}. Write [{prompts!r}].")
+        raise FsadError(f"prompts must be a list of strings, found {prompts!r}. Write [{prompts!r}].")
     prompts, known = list(prompts), list(concepts or ())
     _check_names(known, tokenize)
     found = [find_placeholders(prompt) for prompt in prompts]
     unknown = sorted({name for names in found for name in names} - set(known))
     if unknown:
         raise FsadError(
-            f"no vector for the placeholder {', '.join(unknown)}; known concepts: {', '.join(known) or 'none'}. "
+            f"no vector for the placeholder {', '.join(unknown)}; known concepts: "
+            f"{', '.join(known) or 'none'}. "
             "Pass concepts={name: vector}, or take the placeholder out of the prompt."
         )
     ids = tokenize([PLACEHOLDER.sub(f" {STAND_IN} ", prompt) for prompt in prompts])
@@ -83,8 +84,8 @@ def insert_concepts(
             columns = mask.nonzero().flatten().tolist()
             if len(columns) != len(found[row]):
                 raise FsadError(
-                    f"found {len(columns)} of {len(found[row])} placeholders within the {ids.shape[1]} tokens that "
-                    f"the text encoder reads, in the prompt {prompts[row]!r}. Shorten the prompt."
+                    f"found {len(columns)} of {len(found[row])} placeholders within the {ids.shape[1]} tokens "
+                    f"that the text encoder reads, in the prompt {prompts[row]!r}. Shorten the prompt."
                 )
             positions += [(row, column, name) for column, name in zip(columns, found[row], strict=True)]
     return ids, positions
@@ -127,8 +128,8 @@ def inject(
 def end_positions(ids: Tensor, end_id: int) -> Tensor:
     """Column of the first end-of-text token in each row of ids (B, L), LongTensor (B,).
 
-    CLIP's text embedding is read there. ``ids.argmax`` finds the same column only while no id exceeds ``end_id``,
-    which an added token breaks; searching the id itself is always right.
+    CLIP's text embedding is read there. ``ids.argmax`` finds the same column only while no id exceeds
+    ``end_id``, which an added token breaks; searching the id itself is always right.
 
     Raises:
         FsadError: a row without an end token.
@@ -140,7 +141,7 @@ def end_positions(ids: Tensor, end_id: int) -> Tensor:
     hit = ids == end_id
     if not bool(hit.any(dim=1).all()):
         raise FsadError(
-            f"a row of token ids holds no end-of-text token (id {end_id}); use the text encoder's own tokenizer."
+            f"a row of token ids holds no end-of-text token (id {end_id}); use the text encoder's tokenizer."
         )
     return hit.int().argmax(dim=1)
 
@@ -151,7 +152,7 @@ def _check_names(names: Sequence[str], tokenize: Tokenize) -> None:
         if one_token or not PLACEHOLDER.fullmatch(name):
             reason = "is a token of the vocabulary" if one_token else "is not of the form <name>"
             raise FsadError(
-                f"the concept name {name!r} {reason}; name it like '<c_n>': letters, digits, '_', '-', '*' in <>."
+                f"the concept name {name!r} {reason}; name it like '<c_n>': letters, digits, _, - or * in <>."
             )
 
 

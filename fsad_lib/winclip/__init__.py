@@ -1,4 +1,4 @@
-"""WinCLIP and WinCLIP+: zero- and few-shot anomaly detection with CLIP's windows. See README.md beside this file."""
+"""WinCLIP and WinCLIP+: zero- and few-shot anomaly detection with CLIP windows; see README.md here."""
 
 from fsad_lib.winclip.detector import Scores, WinCLIP, upsample
 from fsad_lib.winclip.memory import FeatureMemory
