@@ -142,7 +142,7 @@ def test_other_grids_and_bad_input(x):
 
 
 class _TokensFirst(torch.nn.Module):
-    """open_clip's transformer behind the interface it had before version 2.26: tokens first, batch second."""
+    """open_clip's transformer behind the interface it had in older versions: tokens first, batch second."""
 
     def __init__(self, transformer):
         super().__init__()
@@ -163,7 +163,7 @@ def anomalib_model(clip, monkeypatch):
     return anomalib_winclip.WinClipModel().eval()
 
 
-def _as_before_open_clip_2_26(model, monkeypatch):
+def _as_in_older_open_clip(model, monkeypatch):
     # Deviation 1: anomalib transposes the windows' tokens for old versions of open_clip, whose transformer took the
     # token axis first. With today's batch-first transformer the class tokens of all windows attend to each other
     # and never to a patch. Restored here for the window path alone; ours equals the slow loop above.
@@ -181,7 +181,7 @@ def _as_before_open_clip_2_26(model, monkeypatch):
 
 
 def test_scores_agree_with_anomalib(clip, x, anomalib_model, monkeypatch):
-    _as_before_open_clip_2_26(anomalib_model, monkeypatch)
+    _as_in_older_open_clip(anomalib_model, monkeypatch)
     # Deviation 2: anomalib's ensemble has 21 templates, one of them twice; ours the 22 of the MALA code.
     monkeypatch.setattr(anomalib_winclip, "create_prompt_ensemble", prompt_ensemble)
     # Deviation 3: anomalib averages raw text embeddings, we average embeddings of unit norm.
