@@ -245,6 +245,7 @@ def execute(
         problems = _preflight(run.profile, [pair], run.data_root)
         if problems:
             raise FsadError("\n".join(problems.values()))
+    fingerprint = run.fingerprint  # reads the inputs: too many shots are refused here
     if not force and run.complete:
         return Result(run, True, 0.0)
     started = time.monotonic()
@@ -260,7 +261,7 @@ def execute(
             result = runs.read_json(run.path / "result.json")
             if stage_run and not result:
                 raise FsadError(f"{path.stem} ended without run.finish(metrics): there is nothing to record.")
-            if stage_run and result["fingerprint"] != run.fingerprint:
+            if stage_run and result["fingerprint"] != fingerprint:
                 raise FsadError(
                     f"{run}: code, data or models changed while it ran; run the same command again."
                 )

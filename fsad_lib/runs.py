@@ -297,7 +297,14 @@ def code_hash(entry: str = "", source: str = "", package: Path | None = None) ->
     >>> code_hash("fsad_lib.errors:FsadError") == code_hash("fsad_lib.errors:FsadError")
     True
     """
-    root = _Package(package or Path(__file__).parent)
+    folder = package or Path(__file__).parent
+    state = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*.py")))
+    return _code_hash(entry, source, folder, state)
+
+
+@lru_cache(maxsize=256)
+def _code_hash(entry: str, source: str, folder: Path, state: tuple) -> str:
+    root = _Package(folder)
     wanted: dict[str, set[str] | None] = {}
     todo: list[tuple[str, str | None]] = []
     if entry:
@@ -317,12 +324,12 @@ def code_hash(entry: str = "", source: str = "", package: Path | None = None) ->
         needed = _needed(_parse(file, file.stat().st_mtime_ns), wanted[module])
         statements[module] = needed
         todo += root.imports(needed, module, file.name == "__init__.py")
-    state = hashlib.sha256(ast.dump(tree).encode())
+    total = hashlib.sha256(ast.dump(tree).encode())
     for module in sorted(statements):
-        state.update(f"\n{module}\n".encode())
+        total.update(f"\n{module}\n".encode())
         for statement in statements[module]:
-            state.update(ast.dump(statement).encode())
-    return state.hexdigest()
+            total.update(ast.dump(statement).encode())
+    return total.hexdigest()
 
 
 def stage_entry(stage: str, method: str) -> str:

@@ -1,0 +1,340 @@
+"""The runner: parameters, papermill with this interpreter, completion, failures, grids, the command line.
+
+Kernel starts cost seconds, so most tests stop before one; the others share two tiny notebooks.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsad_lib import pipeline, runs
+from fsad_lib.__main__ import main
+from fsad_lib.errors import FsadError
+
+ROOT = Path(__file__).parents[1]
+
+PARAMETERS = """\
+profile: str = "mini"  # mini or paper
+dataset: str = "folder"  # which data set
+category: str = "part"  # one of its categories
+shots: int = 2  # normal images
+seed: int = 0  # which permutation
+data_root: str = ""  # where the data lies
+tag: str = ""  # keeps runs apart
+overrides: str = ""  # changes over the profile
+"""
+BODY = """\
+import os, sys, time
+from pathlib import Path
+from fsad_lib import runs
+run = runs.open_run("{stage}", "{method}", profile=profile, dataset=dataset, category=category, shots=shots, seed=seed,
+                    data_root=data_root, tag=tag, overrides=overrides)
+log = Path(os.environ["FSAD_HOME"]) / "log.txt"
+log.write_text((log.read_text() if log.exists() else "") + "{stage} " + sys.executable + "\\n")
+{extra}
+run.finish({{"rows": [{{"method": "{method}", "image_auroc": 0.5}}], "executable": sys.executable}})
+"""
+
+
+def notebook(folder, name, parameters=PARAMETERS, extra="", body=None):
+    stage, _, method = name.rpartition("_")
+    body = BODY.format(stage=stage, method=method, extra=extra) if body is None else body
+    cells = [(["parameters"], parameters), ([], body)] if parameters else [([], body)]
+    content = {
+        "cells": [
+            {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": tags}, "source": text, "outputs": [], "execution_count": None}
+            for i, (tags, text) in enumerate(cells)
+        ],
+        "metadata": {"kernelspec": {"name": "elsewhere", "display_name": "Elsewhere", "language": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.ipynb"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project root with fake models, a user's folder and two notebooks of the method 'fake'."""
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    monkeypatch.setitem(pipeline.STAGES, "fake", ("10_first_fake", "40_last_fake"))
+    names = ["clip/open_clip_config.json", "clip/open_clip_model.safetensors", "diffusion/model_index.json"]
+    names += ["diffusion/scheduler/scheduler_config.json", "diffusion/tokenizer/vocab.json"]
+    names += [f"diffusion/{p}/{f}" for p in ("vae", "unet") for f in ("config.json", "diffusion_pytorch_model.safetensors")]
+    for name in names:
+        path = tmp_path / "data/models/mini" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
+    for category in ("part", "other"):
+        for kind, count in (("train/good", 3), ("test/good", 1), ("test/scratch", 1)):
+            folder = tmp_path / "mine" / category / kind
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((8, 8, 3), 20 * i + len(kind), np.uint8)).save(folder / f"{i}.png")
+    for name in pipeline.STAGES["fake"]:
+        notebook(tmp_path / "notebooks", name)
+    runs.forget_inputs()
+    return tmp_path
+
+
+def given(home, **changes):
+    return {"data_root": str(home / "mine")} | changes
+
+
+# before anything starts
+
+
+def test_parameters_are_read_without_running(home):
+    found = pipeline.parameters("10_first_fake")
+    assert list(found) == "profile dataset category shots seed data_root tag overrides".split()
+    assert found["shots"] == pipeline.Parameter("shots", "int", 2, "normal images")
+
+
+@pytest.mark.parametrize("line", ["shots = 4", "shots: int = 2 * 2", "import os", "shots: int"])
+def test_a_parameters_cell_with_code_in_it_is_refused(home, line):
+    notebook(home / "notebooks", "10_bad_fake", PARAMETERS + line)
+    with pytest.raises(FsadError, match="expected 'name: type = literal"):
+        pipeline.parameters("10_bad_fake")
+
+
+@pytest.mark.parametrize(
+    "params, word",
+    [
+        ({"shot": 4}, "Did you mean 'shots'"),
+        ({"shots": "four"}, "expected int"),
+        ({"shots": 2.5}, "expected int"),
+        ({"shots": True}, "expected int"),
+        ({"profile": 3}, "expected str"),
+        ({"shots": 0}, "at least 1"),
+        ({"shots": 9}, "3"),
+        ({"seed": -1}, "at least 0"),
+        ({"category": "../part"}, "plain name"),
+        ({"category": "parts"}, "part"),
+        ({"dataset": "minifap", "category": "gear"}, "minifab"),
+        ({"tag": "../../x"}, "plain name"),
+        ({"profile": "mimi"}, "mini"),
+        ({"overrides": "adp.alfa=1"}, "adp.alpha"),
+        ({"data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_a_kernel_starts(home, monkeypatch, params, word):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    with pytest.raises(FsadError, match=word):
+        pipeline.execute("10_first_fake", given(home, **params))
+    assert not (home / "data/runs/mini").exists()
+
+
+@pytest.mark.parametrize("name", ["10_first_fak", "../notebooks/10_first_fake", "/etc/passwd", ""])
+def test_unknown_notebooks_are_refused_with_the_valid_names(home, name):
+    with pytest.raises(FsadError, match="10_first_fake, 40_last_fake"):
+        pipeline.notebook_path(name)
+
+
+def test_a_missing_checkpoint_stops_before_a_kernel_starts(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    with pytest.raises(FsadError, match="laion/CLIP-ViT-H-14"):
+        pipeline.execute("10_first_fake", given(home, profile="paper"))
+    with pytest.raises(FsadError, match="laion/CLIP-ViT-H-14"):
+        pipeline.grid("fake", [("folder", "part")], [2], [0], "paper", data_root=str(home / "mine"), say=print)
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [("int", "-3", -3), ("float", "1e-3", 0.001), ("float", 2, 2.0), ("bool", "true", True), ("str", "3", "3"),
+     ("int | None", "None", None), ("float | None", None, None), ("list[int]", "[1, 2]", [1, 2])],
+)  # fmt: skip
+def test_values_are_converted_to_the_declared_type(kind, text, value):
+    known = pipeline.parse_parameters(f"p: {kind} = None")
+    assert pipeline.check_parameters(known, {"p": text}) == {"p": value}
+    assert type(pipeline.check_parameters(known, {"p": text})["p"]) is type(value)
+
+
+@pytest.mark.parametrize("kind, text", [("bool", "yes"), ("bool", 1), ("float", "x"), ("float", True), ("list[int]", "(1,)"), ("str", None)])
+def test_values_of_another_type_are_refused(kind, text):
+    with pytest.raises(FsadError, match="expected"):
+        pipeline.check_parameters(pipeline.parse_parameters(f"p: {kind} = None"), {"p": text})
+
+
+# papermill (a kernel each)
+
+
+def test_a_grid_runs_once_with_this_interpreter_and_resumes(home):
+    lines = []
+    report = pipeline.grid(
+        "fake", [("folder", "part"), ("folder", "other")], [2], [0], jobs=2, data_root=str(home / "mine"), say=lines.append
+    )
+    assert (report.done, report.skipped, report.failed) == (4, 0, []), lines
+    assert any("[4/4]" in line for line in lines) and "about" in lines[1]
+    run = pipeline.plan("10_first_fake", given(home))[0]
+    assert run.complete and run.metrics["executable"] == sys.executable
+    assert run.metrics["identity"]["shots"] == 2
+    names = {p.name for p in run.path.iterdir()}
+    assert names == {"lock", "notebook.ipynb", "result.json", "provenance.json", "metrics.json"}
+    provenance = json.loads((run.path / "provenance.json").read_text())
+    assert provenance["parameters"]["category"] == "part" and len(provenance["shots"]) == 2
+    assert {"versions", "device", "wall_seconds", "peak_memory_mib", "code_revision", "ingredients"} <= set(provenance)
+    # again: nothing starts; one lost record: exactly that stage runs
+    start = time.monotonic()
+    again = pipeline.grid("fake", [("folder", "part"), ("folder", "other")], [2], [0], data_root=str(home / "mine"), say=lines.append)
+    assert (again.done, again.skipped) == (0, 4) and time.monotonic() - start < 5
+    assert (home / "log.txt").read_text().count(sys.executable) == 4
+    (run.path / "metrics.json").unlink()
+    report = pipeline.grid("fake", [("folder", "part")], [2], [0], data_root=str(home / "mine"), say=lines.append)
+    assert (report.done, report.skipped) == (1, 1)
+
+
+def test_a_failing_cell_is_told_at_the_end_and_does_not_stop_the_others(home, monkeypatch):
+    def stub(path, output, params, run, *_):
+        if run.category == "part":
+            raise pipeline.StageError("boom")
+        Path(output).write_text("{}")
+        run.finish({})
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    lines = []
+    pairs = [("folder", "part"), ("folder", "other"), ("folder", "missing")]
+    report = pipeline.grid("fake", pairs, [2], [0], data_root=str(home / "mine"), say=lines.append)
+    assert report.done == 2 and [name for name, _ in report.failed] == ["folder/missing", "folder/part k=2 seed=0 10_first_fake"]
+    assert "boom" in lines[-1]
+    assert not list((home / "data/runs").rglob(".tmp-*"))
+
+
+def test_errors_inside_a_notebook(home):
+    notebook(home / "notebooks", "10_first_fake", extra="if seed == 1: raise ValueError('broken here')\n"
+             "from fsad_lib.errors import FsadError\nif seed == 2: raise FsadError('for the user')")  # fmt: skip
+    with pytest.raises(pipeline.StageError, match="broken here") as caught:
+        pipeline.execute("10_first_fake", given(home, seed=1))
+    folder = pipeline.plan("10_first_fake", given(home, seed=1))[0].path
+    assert str(folder / "failed.ipynb") in str(caught.value)
+    assert {p.name for p in folder.iterdir()} == {"lock", "failed.ipynb"}
+    with pytest.raises(FsadError, match="^for the user$"):
+        pipeline.execute("10_first_fake", given(home, seed=2))
+
+
+def test_a_notebook_that_records_nothing_or_for_something_else_is_not_complete(home, monkeypatch):
+    def stub(finish):
+        def run_it(path, output, params, run, *_):
+            Path(output).write_text("{}")
+            finish(run)
+
+        return run_it
+
+    monkeypatch.setattr(pipeline, "_papermill", stub(lambda run: None))
+    with pytest.raises(FsadError, match="without run.finish"):
+        pipeline.execute("10_first_fake", given(home))
+    monkeypatch.setattr(pipeline, "_papermill", stub(lambda run: runs.write_json(run.path / "result.json", {"fingerprint": "other"})))
+    with pytest.raises(FsadError, match="changed while it ran"):
+        pipeline.execute("10_first_fake", given(home))
+    run = pipeline.plan("10_first_fake", given(home))[0]
+    assert not run.complete and not (run.path / "notebook.ipynb").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_user_and_leaves_nothing(home, monkeypatch):
+    def stub(path, output, params, run, *_):
+        Path(output).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    with pytest.raises(FsadError, match="disk is full"):
+        pipeline.execute("10_first_fake", given(home))
+    run = pipeline.plan("10_first_fake", given(home))[0]
+    assert [p.name for p in run.path.iterdir()] == ["lock"]
+
+
+def test_kill_9_loses_no_finished_run_and_the_next_call_goes_on(home):
+    notebook(home / "notebooks", "40_last_fake", extra="(run.path / 'started').touch(); time.sleep(0 if (log.parent / 'go').exists() else 60)")
+    command = [sys.executable, "-m", "fsad_lib", "grid", "fake", "--dataset", "folder", "--category", "part", "--shots", "2"]
+    command += ["--data-root", str(home / "mine"), "--jobs", "1"]
+    start = "import sys; from fsad_lib import pipeline, __main__; pipeline.STAGES['fake'] = ('10_first_fake', '40_last_fake');"
+    command[1:3] = ["-c", start + "sys.exit(__main__.main(sys.argv[1:]))"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    first, last = (pipeline.plan(n, given(home))[0] for n in pipeline.STAGES["fake"])
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home)
+    deadline = time.monotonic() + 60
+    while not (last.path / "started").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert first.complete and not last.complete and not (last.path / "notebook.ipynb").exists()
+    (home / "go").touch()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home, timeout=100)
+    assert done.returncode == 0 and "1 stages run, 1 complete already, 0 failed" in done.stdout, done.stdout + done.stderr
+    assert last.complete and not list(last.path.glob(".*"))
+    assert (home / "log.txt").read_text().count("10_first") == 1
+
+
+def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
+    path = notebook(home / "notebooks", "50_figures", 'profile: str = "mini"  # which runs\n', body="x = 1")
+
+    def stub(path, output, params, run, *_):
+        Path(output).write_text("{}")
+        (home / "figures").mkdir(exist_ok=True)
+        (home / "figures" / "table1.csv").write_text(str(time.time_ns()))
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    first = pipeline.execute("50_figures", {"profile": "mini"})
+    assert not first.skipped and first.run.metrics["files"] == ["figures/table1.csv"]
+    assert pipeline.execute("50_figures").skipped
+    (home / "figures" / "table1.csv").unlink()
+    assert not pipeline.execute("50_figures").skipped, "a lost figure is drawn again"
+    runs.write_json(home / "data/runs/mini/folder/part/40_last_fake/k2_seed0/metrics.json", {"rows": []})
+    assert not pipeline.execute("50_figures").skipped, "a new run is drawn"
+    notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 1  # a comment")
+    assert pipeline.execute("50_figures").skipped
+    notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 2")
+    assert not pipeline.execute("50_figures").skipped
+
+
+# the command line
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, fsad_lib.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "import fsad_lib.runs, fsad_lib.pipeline\n"
+    code += "print(sorted(set(sys.modules) & {'torch', 'pandas', 'papermill', 'numpy', 'pydantic', 'yaml'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def test_a_complete_run_is_recognised_without_torch(home):
+    run = pipeline.plan("10_first_fake", given(home))[0]
+    run.finish({})
+    run.complete_with({})
+    code = "import sys; from fsad_lib.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    words = ["run", "10_first_fake", "-p", "data_root", str(home / "mine")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("complete already"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["run", "10_first_fak"], "Did you mean '10_first_fake'"),
+        (["run", "10_first_fake", "-p", "shots"], "in pairs"),
+        (["run", "10_first_fake", "-p", "shots", "2", "-p", "shots", "4"], "given twice"),
+        (["run", "10_first_fake", "-p", "shoots", "2"], "Did you mean 'shots'"),
+        (["grid", "fak"], "Unknown method"),
+        (["grid", "adp", "--dataset", "minifap"], "minifab"),
+        (["grid", "adp", "--category", "gaer"], "gear"),
+        (["check-data", "/nowhere/at/all"], ""),
+    ],
+)
+def test_mistakes_print_one_error_and_exit_with_2(home, capsys, words, message):
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "Traceback" not in printed.err + printed.out
+
+
+def test_list_shows_the_parameters(home, capsys):
+    assert main(["run", "10_first_fake", "--list"]) == 0
+    assert "shots: int = 2  # normal images" in capsys.readouterr().out

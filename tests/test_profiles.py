@@ -1,0 +1,80 @@
+"""Profiles: strict keys and values, overrides, missing checkpoints."""
+
+import pytest
+
+from fsad_lib.errors import FsadError
+from fsad_lib.profiles import load_profile, missing_checkpoints, names, parse_overrides
+
+
+def test_profiles_have_the_same_keys_and_differ_in_values():
+    mini, paper = (load_profile(name).model_dump() for name in names())
+    assert {k: set(v) if isinstance(v, dict) else 0 for k, v in mini.items()} == {
+        k: set(v) if isinstance(v, dict) else 0 for k, v in paper.items()
+    }
+    assert mini["clip"]["checkpoint"] != paper["clip"]["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "overrides, word",
+    [
+        ("adp.alfa=1", "adp.alpha"),
+        ("alpha=1", "no key"),
+        ("adp.alpha=x", "valid number"),
+        ("adp.gamma=2", "less than or equal"),
+        ("adp.batch_size=0", "greater than 0"),
+        ("adp.batch_size=2.5", "integer"),
+        ("adp.alpha", "key=value"),
+        ("adp.alpha=1,adp.alpha=2", "twice"),
+        ("adp.crop_scale=[0.5]", "crop_scale"),
+        ({"adp.alpha": None}, "valid number"),
+        ("name=other", "no key"),
+    ],
+)
+def test_bad_overrides_say_what_is_wrong(overrides, word):
+    with pytest.raises(FsadError, match=word):
+        load_profile("mini", overrides)
+
+
+def test_overrides_keep_commas_inside_values():
+    text = 'adp.prompts_pseudo=["a photo, with damage"],adp.tau=0.2'
+    assert load_profile("mini", text).adp.prompts_pseudo == ("a photo, with damage",)
+    assert parse_overrides("") == {}
+
+
+def test_unknown_profile():
+    with pytest.raises(FsadError, match="Did you mean 'mini'"):
+        load_profile("mimi")
+
+
+def test_a_profile_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        load_profile("mini").adp.alpha = 3
+
+
+def test_every_missing_checkpoint_is_named_with_source_and_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    with pytest.raises(FsadError) as caught:
+        missing_checkpoints(load_profile("paper"))
+    text = str(caught.value)
+    for part in ("laion/CLIP-ViT-H-14", "vit_base_patch16_plus", "sd2-community", "unet/config.json", str(tmp_path)):
+        assert part in text
+    assert "text_encoder" in text, "paper never borrows the CLIP text tower"
+
+
+def test_nothing_is_missing_when_the_files_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    root = tmp_path / "data/models/mini"
+    fake_models(root)
+    missing_checkpoints(load_profile("mini"))
+    (root / "diffusion/unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FsadError, match="unet"):
+        missing_checkpoints(load_profile("mini"))
+
+
+def fake_models(root):
+    names = ["clip/open_clip_config.json", "clip/open_clip_model.safetensors", "diffusion/model_index.json"]
+    names += ["diffusion/scheduler/scheduler_config.json", "diffusion/tokenizer/vocab.json"]
+    names += [f"diffusion/{p}/{f}" for p in ("vae", "unet") for f in ("config.json", "diffusion_pytorch_model.safetensors")]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"{}")

@@ -1,0 +1,327 @@
+"""The run store: names, atomic writes, products, completion, fingerprints."""
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsad_lib import runs
+from fsad_lib.errors import FsadError
+
+CELL = {"profile": "mini", "dataset": "folder", "category": "part", "shots": 2, "seed": 0}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project root with a user's folder of five good images and one to judge."""
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    for split, kind, count in (("train", "good", 5), ("test", "good", 1), ("test", "scratch", 1)):
+        folder = tmp_path / "mine" / "part" / split / kind
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 20 * i + len(kind), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    runs.forget_inputs()
+    return tmp_path
+
+
+def opened(home, **changes):
+    return runs.open_run("10_fake", "test", data_root=str(home / "mine"), **CELL | changes)
+
+
+def finish(run, **metrics):
+    run.finish(metrics)
+    run.complete_with({"wall_seconds": 1.0})
+
+
+def test_a_run_has_one_folder_and_nothing_is_written_by_opening(home):
+    run = opened(home)
+    assert run.path == home / "data/runs/mini/folder/part/10_fake_test/k2_seed0"
+    assert not run.complete and not run.path.exists()
+    assert opened(home, tag="try").path.name == "k2_seed0_try"
+    assert (run.dataset, run.category, run.shots, run.seed, run.tag) == ("folder", "part", 2, 0, "")
+    with pytest.raises(AttributeError):
+        run.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".hidden", "a..b", "x" * 200, "a\nb", 3])
+@pytest.mark.parametrize("field", ["dataset", "category", "tag"])
+def test_names_that_could_leave_the_folder_are_refused(home, field, name):
+    if field == "tag" and name == "":
+        pytest.skip("no tag is the default")
+    with pytest.raises(FsadError, match=field):
+        opened(home, **{field: name})
+
+
+@pytest.mark.parametrize("field, value", [("shots", 0), ("shots", True), ("shots", 2.0), ("seed", -1), ("seed", "0")])
+def test_counts_are_checked(home, field, value):
+    with pytest.raises(FsadError, match=field):
+        opened(home, **{field: value})
+
+
+def test_more_shots_than_images_is_an_error_that_names_both_numbers(home):
+    with pytest.raises(FsadError, match=r"9.*5"):
+        opened(home, shots=9).fingerprint  # noqa: B018
+
+
+def test_overrides_never_replace_the_plain_run(home):
+    changed = opened(home, overrides="adp.alpha=3")
+    assert changed.path != opened(home).path and changed.profile.adp.alpha == 3
+    assert changed.path == opened(home, overrides=" adp.alpha = 3").path
+    assert changed.fingerprint != opened(home).fingerprint
+
+
+def test_complete_means_metrics_with_the_same_fingerprint(home):
+    run = opened(home)
+    run.finish({"rows": [{"image_auroc": np.float64(0.5)}]})
+    assert not opened(home).complete, "a notebook that ran by itself does not complete a run"
+    run.complete_with({"wall_seconds": 1.0})
+    assert opened(home).complete
+    assert opened(home).metrics["rows"] == [{"image_auroc": 0.5}]
+    provenance = json.loads((run.path / "provenance.json").read_text())
+    assert provenance["peak_memory_mib"] > 0 and provenance["device"]
+    (run.path / "metrics.json").write_text("{ half")
+    assert not opened(home).complete
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
+def test_metrics_must_be_finite_and_plain(home, bad):
+    run = opened(home)
+    with pytest.raises(FsadError):
+        run.finish({"image_auroc": bad})
+    assert not (run.path / "result.json").exists()
+
+
+def test_the_fingerprint_follows_images_models_profile_and_parameters_only(home, tmp_path):
+    first = opened(home).fingerprint
+    assert opened(home, tag="other").fingerprint == first, "a tag is a name, not an input"
+    assert opened(home, seed=1).fingerprint != first and opened(home, shots=3).fingerprint != first
+    runs.forget_inputs()
+    image = home / "mine/part/test/scratch/0.png"
+    os.utime(image, (1, 1))
+    assert opened(home).fingerprint == first, "a new date is not a new image"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
+    runs.forget_inputs()
+    second = opened(home).fingerprint
+    assert second != first
+    model = home / "data/models/mini/clip"
+    model.mkdir(parents=True)
+    (model / "open_clip_model.safetensors").write_bytes(b"weights")
+    runs.forget_inputs()
+    assert opened(home).fingerprint != second
+
+
+def test_the_same_data_and_models_elsewhere_give_the_same_fingerprint(home):
+    import shutil
+
+    first = opened(home).fingerprint
+    shutil.copytree(home / "mine", home / "moved")
+    assert runs.open_run("10_fake", "test", data_root=str(home / "moved"), **CELL).fingerprint == first
+
+
+def test_recognising_a_complete_run_is_cheap(home):
+    finish(opened(home))
+    assert opened(home).complete
+    start = time.perf_counter()
+    for _ in range(20):
+        assert opened(home).complete
+    assert (time.perf_counter() - start) / 20 < 0.1
+
+
+def test_large_files_are_hashed_once(home, monkeypatch):
+    import hashlib
+
+    opened(home).fingerprint  # noqa: B018
+    calls = []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(runs, "file_hashes", runs._HashCache())  # as a new process would
+    runs.forget_inputs()
+    opened(home).fingerprint  # noqa: B018
+    assert not calls
+
+
+# products
+
+
+def test_products_belong_to_their_fingerprint_and_content(home):
+    run = opened(home)
+    assert not run.has("a.txt")
+    with run.writing("a.txt") as temporary:
+        temporary.write_text("one")
+    assert run.has("a.txt") and opened(home).has("a.txt")
+    assert not opened(home, shots=3).has("a.txt")
+    run.product_path("b.txt").write_text("two")
+    assert not run.has("a.txt", "b.txt"), "written but not committed"
+    run.commit("b.txt")
+    assert run.has("a.txt", "b.txt")
+    (run.path / "a.txt").write_text("changed")
+    assert not run.has("a.txt") and run.has("b.txt")
+    with pytest.raises(FsadError, match="no such file"):
+        run.commit("c.txt")
+    with pytest.raises(FsadError, match="product"):
+        run.product_path("../c.txt")
+
+
+def test_unfinished_state_is_kept_for_its_fingerprint_and_goes_at_the_end(home):
+    run = opened(home)
+    run.scratch("state").write_text("step 3")
+    (run.path / ".partial-0123456789abcdef").mkdir()
+    (run.path / ".tmp-1-a-notebook.ipynb").write_text("left by kill -9")
+    run.sweep()
+    assert run.scratch("state").read_text() == "step 3" and len(list(run.path.iterdir())) == 1
+    finish(run)
+    assert not list(run.path.glob(".*"))
+
+
+def test_upstream_is_the_same_cell_of_another_stage(home):
+    run = opened(home, seed=1, tag="x").upstream("05_before")
+    assert run.path == home / "data/runs/mini/folder/part/05_before_test/k2_seed1_x"
+
+
+def test_two_processes_do_not_share_a_run(home):
+    run = opened(home)
+    with run.locked(), pytest.raises(FsadError, match="another process"), opened(home).locked():
+        pass
+    with opened(home).locked():
+        pass
+
+
+# writing
+
+
+def failing(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number, word", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission"), (errno.EROFS, "read-only")])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, number, word):
+    target = tmp_path / "metrics.json"
+    runs.write_json(target, {"old": 1})
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(FsadError, match=word):
+        runs.write_json(target, {"new": 2})
+    assert json.loads(target.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_an_error_of_the_writer_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), runs.replacing(tmp_path / "a.bin") as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyError
+    with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a.bin") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_device(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a"), open("/dev/full", "w") as full:
+        full.write("x" * 100_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_where_a_folder_is_needed(home):
+    (home / "data").mkdir(exist_ok=True)
+    run = opened(home)
+    run.fingerprint  # noqa: B018
+    (home / "data" / "runs" / "mini").mkdir(parents=True, exist_ok=True)
+    (home / "data" / "runs" / "mini" / "folder").write_text("in the way")
+    with pytest.raises(FsadError, match="a file stands where a folder is needed"):
+        run.product_path("a.txt")
+
+
+def test_broken_json_reads_as_nothing(tmp_path):
+    (tmp_path / "a").write_text("{")
+    assert runs.read_json(tmp_path / "a") is None and runs.read_json(tmp_path / "b") is None
+
+
+# code hashes
+
+PACKAGE = {
+    "__init__": "from pack.other import unrelated\nfrom pack.maths import double\n",
+    "maths": "'''Doc.'''\nfrom .deep import base\n\ndef double(x):\n    '''Twice.'''\n    return base.TWO * x  # comment\n",
+    "deep/__init__": "from pack.other import unrelated\n",
+    "deep/base": "TWO = 2\n",
+    "deep/lazy": "THREE = 3\n",
+    "other": "def unrelated():\n    return 0\n",
+    "stages": (
+        "from pack import double\nfrom pack.other import unrelated\nFACTOR = 1\n\n"
+        "def helper(x):\n    from pack.deep.lazy import THREE\n    return THREE * FACTOR\n\n"
+        "def first(x):\n    return double(helper(x))\n\ndef second(x):\n    return unrelated()\n"
+    ),
+}
+
+
+@pytest.fixture
+def package(tmp_path):
+    clock = iter(range(10**18, 10**19, 10**9))  # a file's date must change as it does between two edits by hand
+
+    def write(**changes):
+        for name, text in (PACKAGE | {k.replace("__", "/"): v for k, v in changes.items()}).items():
+            path = tmp_path / "pack" / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
+                os.utime(path, ns=(next(clock), next(clock)))
+        return tmp_path / "pack"
+
+    return write
+
+
+def test_comments_docstrings_and_layout_do_not_count(package):
+    before = runs.code_hash("pack.stages:first", package=package())
+    text = "'''Another.'''\nfrom .deep import base  # why\n\n\ndef double(x):\n    return (base.TWO\n            * x)\n"
+    assert runs.code_hash("pack.stages:first", package=package(maths=text)) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"maths": PACKAGE["maths"].replace("* x", "+ x")},
+        {"deep__base": "TWO = 2.5\n"},
+        {"deep__lazy": "THREE = 4\n"},
+        {"stages": PACKAGE["stages"].replace("FACTOR = 1", "FACTOR = 7")},
+        {"stages": PACKAGE["stages"].replace("THREE * FACTOR", "THREE")},
+    ],
+)
+def test_a_change_of_used_code_counts_however_deep(package, changes):
+    before = runs.code_hash("pack.stages:first", package=package())
+    assert runs.code_hash("pack.stages:first", package=package(**changes)) != before
+
+
+def test_unrelated_code_does_not_count(package):
+    before = runs.code_hash("pack.stages:first", package=package())
+    changed = package(other="def unrelated():\n    return 1\n", stages=PACKAGE["stages"].replace("second", "third"))
+    assert runs.code_hash("pack.stages:first", package=changed) == before
+    assert runs.code_hash("pack.stages:third", package=changed) != runs.code_hash("pack.stages:first", package=changed)
+
+
+def test_notebook_source_and_literal_dynamic_imports_are_followed(package):
+    source = "import importlib\nm = importlib.import_module('pack.deep.base')"
+    before = runs.code_hash(source=source, package=package())
+    assert runs.code_hash(source=source, package=package(deep__base="TWO = 3\n")) != before
+    assert runs.code_hash(source=source + "  # note", package=package()) == before
+    assert runs.code_hash(source=source + "\nx = 1", package=package()) != before
+
+
+def test_the_hash_is_remembered_until_a_file_changes(package, monkeypatch):
+    folder = package()
+    before = runs.code_hash("pack.stages:first", package=folder)
+    monkeypatch.setattr(runs, "_parse", lambda *a: pytest.fail("parsed again"))
+    assert runs.code_hash("pack.stages:first", package=folder) == before
+
+
+def test_import_cycles_end(package):
+    folder = package(deep__base="from pack import maths\nTWO = 2\n")
+    assert runs.code_hash("pack.stages:first", package=folder)
