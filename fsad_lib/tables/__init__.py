@@ -1,0 +1,87 @@
+"""Tables: what the papers report beside what our runs measured.
+
+Rows come from the ``metrics.json`` of complete evaluate runs (:func:`collect`). Numbers are in percent in every table.
+Three rules hold everywhere: a miniature's number never stands beside a paper's, what was not run reads "not run",
+and the control rows are part of every table.
+"""
+
+from pathlib import Path
+
+from fsad_lib.runs import project_root, replacing
+from fsad_lib.tables._claims import claims
+from fsad_lib.tables._paper import (
+    all_metrics,
+    memory_sentence,
+    own_choices,
+    per_category,
+    seen_unseen,
+    summary,
+    table1,
+    table2,
+)
+from fsad_lib.tables._rows import (
+    CONTROLS,
+    METRICS,
+    NOT_RUN,
+    ROWS,
+    SHOTS,
+    collect,
+    difference,
+    expected_categories,
+    mean_over_categories,
+    pick,
+    reported,
+    unit_name,
+)
+from fsad_lib.tables._text import (
+    check_name,
+    interval,
+    latex_escape,
+    number,
+    show,
+    to_csv,
+    to_latex,
+    to_markdown,
+    write_table,
+)
+
+__all__ = [
+    "CONTROLS", "METRICS", "NOT_RUN", "ROWS", "SHOTS", "all_metrics", "claims", "collect", "difference",
+    "expected_categories", "interval", "latex_escape", "mean_over_categories", "memory_sentence", "number", "own_choices",
+    "per_category", "pick", "reported", "seen_unseen", "show", "summary", "table1", "table2", "to_latex", "to_markdown",
+    "unit_name", "write_all", "write_results", "write_table",
+]  # fmt: skip
+
+
+def write_results(root: str | Path | None = None, profile: str = "mini") -> Path:
+    """Write every collected row to ``data/results/adp_<profile>.csv`` (metrics in [0, 1], no local paths)."""
+    root = Path(root or project_root())
+    rows = collect(root, profile).drop(columns="folder")
+    order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
+    text = to_csv(rows.sort_values(order))
+    path = root / "data" / "results" / f"adp_{check_name(profile)}.csv"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 4) -> list[Path]:
+    """Every table of ADP into ``root/figures`` and the rows behind them into ``root/data/results``."""
+    root = Path(root or project_root())
+    folder = root / "figures"
+    suffix = "" if profile == "mini" else f"_{profile}"
+    choices = own_choices(root, profile)
+    note = [f"Values the paper leaves open: adp_own_choices{suffix}."]
+    paths = [write_results(root, profile)]
+    for name, table, caption in (
+        ("adp_table1", table1(root, profile), "ADP, Table 1: image AUROC at 2, 4, 8 and 16 shots"),
+        ("adp_table2", table2(root, profile, shots), f"ADP, Table 2: learned concepts, {shots} shots"),
+        ("adp_seen_unseen", seen_unseen(root, profile, shots), f"Defects seen in pretraining and unseen, {shots} shots"),
+        ("adp_per_category", per_category(root, profile, shots), f"Image AUROC per category, {shots} shots"),
+        ("adp_all_metrics", all_metrics(root, profile, shots), f"All metrics, {shots} shots"),
+    ):
+        paths += write_table(table, name + suffix, folder, caption=caption, notes=note)
+    table = claims(root, profile)
+    paths += write_table(table, "adp_claims" + suffix, folder, caption="What the ADP paper says, and what was found here")
+    paths += write_table(choices, "adp_own_choices" + suffix, folder, caption="Values that the ADP paper leaves open")
+    return paths
