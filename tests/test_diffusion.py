@@ -6,49 +6,22 @@ import json
 import open_clip
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, PNDMScheduler
 from open_clip.tokenizer import SimpleTokenizer
+from tiny_models import WIDTH, images, open_clip_model
+from tiny_models import diffusion as tiny_diffusion
+from transformers import CLIPTokenizer
 
 from fsad_lib.adp.prompts import PSEUDO, TEMPLATES, state_prompts
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation import diffusion as d
 
-WIDTH = 32
 PROMPTS = ["a photo of a <c>", "a <c> beside a damaged <c>", "a photo with damage"]
-
-
-def tiny_clip(quick_gelu=False):
-    torch.manual_seed(0)
-    model = open_clip.CLIP(
-        embed_dim=24,
-        vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
-        text_cfg=dict(context_length=77, vocab_size=49408, width=WIDTH, heads=2, layers=3),
-        quick_gelu=quick_gelu,
-    )
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_clip()
-
-
-def tiny_diffusion(model, prediction_type="epsilon", scheduler=None):
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=WIDTH,
-        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, sample_size=16, scaling_factor=0.5,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    scheduler = scheduler or DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction_type,
-    )  # fmt: skip
-    return d.Diffusion(d.clip_tokenizer(), d.text_encoder_from_clip(model), vae, unet, scheduler)
+    return open_clip_model()
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +29,35 @@ def sd(model):
     return tiny_diffusion(model)
 
 
-def images(n, size=16):
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(5))
-
-
 # ------------------------------------------------------------------ tokenizer
 def test_tokenizer_gives_open_clips_ids_for_all_our_prompts(tmp_path):
-    texts = [p for word in ("object", "metal nut", "solar cell", "pcb1") for side in state_prompts(word) for p in side]
-    texts += [T.format("object") for T in TEMPLATES] + [*PSEUDO, "", "it's a close-up photo, 3 nuts; Café\n", "word " * 100]
+    texts = [
+        p
+        for word in ("object", "metal nut", "solar cell", "pcb1")
+        for side in state_prompts(word)
+        for p in side
+    ]
+    texts += [T.format("object") for T in TEMPLATES] + [
+        *PSEUDO,
+        "",
+        "it's a close-up photo, 3 nuts; Café\n",
+        "word " * 100,
+    ]
     expected = SimpleTokenizer()(texts)
-    from transformers import CLIPTokenizer
-
     read = CLIPTokenizer.from_pretrained(d.write_tokenizer(tmp_path / "tokenizer"), local_files_only=True)
     for tokenizer in (d.clip_tokenizer(), read):
         assert tokenizer.pad_token_id == 0
-        ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
         assert torch.equal(ids, expected)
 
 
 def test_tokenizer_of_sd1_pads_with_end_of_text(model, tmp_path):
     tokenizer = d.clip_tokenizer("<|endoftext|>")
-    assert tokenizer(["a"], padding="max_length", max_length=5).input_ids == [[49406, 320, 49407, 49407, 49407]]
-    from transformers import CLIPTokenizer
-
+    assert tokenizer(["a"], padding="max_length", max_length=5).input_ids == [
+        [49406, 320, 49407, 49407, 49407]
+    ]
     read = CLIPTokenizer.from_pretrained(d.write_tokenizer(tmp_path, "<|endoftext|>"))
     assert read.pad_token_id == 49407
 
@@ -86,7 +65,7 @@ def test_tokenizer_of_sd1_pads_with_end_of_text(model, tmp_path):
 # ------------------------------------------------------------------ text encoder
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_text_encoder_is_the_tower_without_its_last_block(quick_gelu):
-    model = tiny_clip(quick_gelu)
+    model = open_clip_model(quick_gelu)
     encoder = d.text_encoder_from_clip(model)
     assert encoder.config.hidden_act == ("quick_gelu" if quick_gelu else "gelu")
     assert encoder.config.num_hidden_layers == 2
@@ -108,7 +87,9 @@ def test_text_encoder_from_a_separate_text_tower(model):
     ).eval()  # fmt: skip
     ids = SimpleTokenizer()(["a photo"])
     tower = separate.text
-    h = tower.transformer.resblocks[0](tower.token_embedding(ids) + tower.positional_embedding, attn_mask=tower.attn_mask)
+    h = tower.transformer.resblocks[0](
+        tower.token_embedding(ids) + tower.positional_embedding, attn_mask=tower.attn_mask
+    )
     out = d.text_encoder_from_clip(separate)(ids).last_hidden_state
     torch.testing.assert_close(out, tower.ln_final(h), atol=1e-5, rtol=0)
 
@@ -160,7 +141,9 @@ def test_posterior_and_decode_follow_the_vae(sd):
     expected = sd.vae.encode(2 * x - 1).latent_dist
     torch.testing.assert_close(mean, 0.5 * expected.mean)
     torch.testing.assert_close(std, 0.5 * expected.std)
-    torch.testing.assert_close(sd.decode(mean), (sd.vae.decode(expected.mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        sd.decode(mean), (sd.vae.decode(expected.mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0
+    )
     assert sd.posterior(images(1, 24))[0].shape == mean[:1].shape  # resized
 
 
@@ -174,7 +157,9 @@ def test_denoising_loss_equals_diffusers(model, kind):
     noisy = reference.add_noise(z, eps, t)
     target = eps if kind == "epsilon" else reference.get_velocity(z, eps, t)
     prediction = sd.unet(noisy, t, encoder_hidden_states=text).sample
-    expected = torch.stack([torch.nn.functional.mse_loss(p, q) for p, q in zip(prediction, target, strict=True)])
+    expected = torch.stack(
+        [torch.nn.functional.mse_loss(p, q) for p, q in zip(prediction, target, strict=True)]
+    )
     torch.testing.assert_close(sd.denoising_loss(z, text, t, eps), expected)
 
 
@@ -201,9 +186,11 @@ def test_sdedit_does_not_depend_on_the_batch_size(sd):
     arguments = dict(strength=0.5, guidance_scale=3.0, num_inference_steps=4, seed=7)
     one, all_ = (sd.sdedit(x, prompts, batch_size=b, **arguments) for b in (1, 8))
     torch.testing.assert_close(one, all_, atol=1e-5, rtol=0)
-    torch.testing.assert_close(sd.sdedit(x[2:], prompts[2:], first_index=2, **arguments), all_[2:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        sd.sdedit(x[2:], prompts[2:], first_index=2, **arguments), all_[2:], atol=1e-5, rtol=0
+    )
     assert (all_[0] - sd.sdedit(x, prompts, **{**arguments, "seed": 8})[0]).abs().max() > 1e-3
-    assert 0 <= all_.min() and all_.max() <= 1 and all_.shape == x.shape
+    assert all_.min() >= 0 and all_.max() <= 1 and all_.shape == x.shape
 
 
 def test_sdedit_equals_literal_ddim(sd):
@@ -249,7 +236,9 @@ def test_generate_with_prompts_or_states_in_any_batch(sd, capfd):
     arguments = dict(num_inference_steps=2, guidance_scale=2.0, seed=3)
     seen = []
     whole = sd.generate(["a", "b", "a"], progress=lambda *a: seen.append(a), batch_size=2, **arguments)
-    assert whole.shape == (3, 3, 16, 16) and 0 <= whole.min() and whole.max() <= 1 and seen == [(2, 3), (3, 3)]
+    assert (
+        whole.shape == (3, 3, 16, 16) and whole.min() >= 0 and whole.max() <= 1 and seen == [(2, 3), (3, 3)]
+    )
     states = sd.encode_prompt(["a", "b", "a"])
     torch.testing.assert_close(sd.generate(states, batch_size=3, **arguments), whole, atol=1e-5, rtol=0)
     assert (whole[0] - whole[2]).abs().max() > 1e-3  # same prompt, other noise
@@ -272,11 +261,32 @@ def test_load_hub_folder_gives_the_same_model(sd, model, tmp_path):
     save(sd, tmp_path)
     read = d.load_diffusion(tmp_path)
     x, prompts = images(2), ["a photo of a <c>"] * 2
-    arguments = dict(strength=0.5, num_inference_steps=4, guidance_scale=2.0, concepts={"<c>": torch.ones(WIDTH)})
-    torch.testing.assert_close(read.sdedit(x, prompts, **arguments), sd.sdedit(x, prompts, **arguments), atol=1e-6, rtol=0)
+    arguments = dict(
+        strength=0.5, num_inference_steps=4, guidance_scale=2.0, concepts={"<c>": torch.ones(WIDTH)}
+    )
+    torch.testing.assert_close(
+        read.sdedit(x, prompts, **arguments), sd.sdedit(x, prompts, **arguments), atol=1e-6, rtol=0
+    )
     assert read.image_size == 16 and read.token_dim == WIDTH
     assert not any(p.requires_grad for m in (read.unet, read.vae, read.text_encoder) for p in m.parameters())
     assert d.load_diffusion(tmp_path, image_size=32).generate(["a"], num_inference_steps=1).shape[-1] == 32
+
+
+def test_load_text_encoder_as_stable_diffusion_2_1_ships_it(sd, tmp_path):
+    """Keys under ``text_model.``, stored position ids, the legacy ``eos_token_id`` 2, fp32 in a .bin beside nothing else."""
+    save(sd, tmp_path)
+    folder = tmp_path / "text_encoder"
+    (folder / "model.safetensors").unlink()
+    state = {f"text_model.{name}": tensor for name, tensor in sd.text_encoder.state_dict().items()}
+    torch.save(
+        {**state, "text_model.embeddings.position_ids": torch.arange(77)[None]}, folder / "pytorch_model.bin"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1})
+    )
+    read, c = d.load_diffusion(tmp_path), {"<c>": torch.ones(WIDTH)}
+    assert torch.equal(read.encode_prompt(PROMPTS, c), sd.encode_prompt(PROMPTS, c))
 
 
 def test_load_half_precision_folder_with_clips_text_tower(sd, model, tmp_path):
@@ -316,11 +326,14 @@ def test_pndm_checkpoints_are_sampled_with_their_own_noise_levels(model):
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         prediction_type="v_prediction",
     )  # fmt: skip
-    sd = tiny_diffusion(model, scheduler=pndm)
+    sd = tiny_diffusion(model, noise=pndm)
     assert torch.equal(sd.alphas_cumprod, pndm.alphas_cumprod) and sd.prediction_type == "v_prediction"
     assert not sd.scheduler.config.clip_sample
 
 
 def test_generator_key():
-    draw = [torch.rand(1, generator=d.generator(*key)).item() for key in ((0, "a", 1), (0, "a", 1), (0, "a", 2), (1, "a", 1))]
+    draw = [
+        torch.rand(1, generator=d.generator(*key)).item()
+        for key in ((0, "a", 1), (0, "a", 1), (0, "a", 2), (1, "a", 1))
+    ]
     assert draw[0] == draw[1] and len(set(draw)) == 3

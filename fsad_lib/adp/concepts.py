@@ -7,8 +7,6 @@ win over "damaged [c]" on the shots and lose on the pseudo-anomalies.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
+from fsad_lib.runs import replacing
 
 __all__ = ["learn_concept", "load_concepts", "p_clip", "save_concepts", "tau_sweep"]
 
@@ -48,14 +47,18 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
         [0.8808, 0.1192]
     """
     if not tau > 0:
-        raise FsadError(f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 0.01).")
+        raise FsadError(
+            f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 0.01)."
+        )
     # exp(sim_n / tau) / (exp(sim_n / tau) + exp(sim_a / tau)) = sigmoid((sim_n - sim_a) / tau)
     sim_n = torch.cosine_similarity(f, g_n[None], dim=-1)
     sim_a = torch.cosine_similarity(f, g_a[None], dim=-1)
     return torch.sigmoid((sim_n - sim_a) / tau)
 
 
-def tau_sweep(f: Tensor, g_n: Tensor, g_a: Tensor, taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)) -> pd.DataFrame:
+def tau_sweep(
+    f: Tensor, g_n: Tensor, g_a: Tensor, taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+) -> pd.DataFrame:
     """What the temperature does to eq. 1: at CLIP's 0.01 the probability saturates and its gradient vanishes.
 
     Args:
@@ -72,7 +75,16 @@ def tau_sweep(f: Tensor, g_n: Tensor, g_a: Tensor, taus: Sequence[float] = (0.00
     rows = []
     for tau in taus:
         p = p_clip(f, g_n, g_a, tau).double()
-        rows.append(pd.DataFrame({"tau": tau, "image": range(len(p)), "p_normal": p.cpu(), "gradient": (p * (1 - p) / tau).cpu()}))
+        rows.append(
+            pd.DataFrame(
+                {
+                    "tau": tau,
+                    "image": range(len(p)),
+                    "p_normal": p.cpu(),
+                    "gradient": (p * (1 - p) / tau).cpu(),
+                }
+            )
+        )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -132,11 +144,25 @@ def learn_concept(
     device = diffusion.device
     start = (clip.token_embedding(init) if isinstance(init, str) else init).detach().float().cpu()
     if start.shape != (diffusion.token_dim,):
-        raise FsadError(f"init has shape {tuple(start.shape)}, expected ({diffusion.token_dim},), one vector of this text encoder.")
+        raise FsadError(
+            f"init has shape {tuple(start.shape)}, expected ({diffusion.token_dim},), one vector of this text encoder."
+        )
 
     c = start.clone().to(device).requires_grad_(True)
     adam = torch.optim.Adam([c], lr=lr, betas=BETAS, eps=ADAM_EPS)
-    key = _digest(start, x, pseudo, alpha=alpha, tau=tau, gamma=gamma, lr=lr, batch=batch_size, templates=list(templates), seed=seed, flip=flip)
+    key = _digest(
+        start,
+        x,
+        pseudo,
+        alpha=alpha,
+        tau=tau,
+        gamma=gamma,
+        lr=lr,
+        batch=batch_size,
+        templates=list(templates),
+        seed=seed,
+        flip=flip,
+    )
     rows = _resume(checkpoint, key, steps, c, adam)
 
     if len(rows) < steps:  # everything that does not change with c, once
@@ -146,7 +172,15 @@ def learn_concept(
             f_pseudo = None if pseudo is None else clip.encode_image(pseudo).to(device)
 
     for step in range(len(rows), steps):
-        z, t, eps, chosen = _draw(mean, std, diffusion.num_train_timesteps, templates, batch_size, flip, generator(seed, "concept", step))
+        z, t, eps, chosen = _draw(
+            mean,
+            std,
+            diffusion.num_train_timesteps,
+            templates,
+            batch_size,
+            flip,
+            generator(seed, "concept", step),
+        )
 
         # eq. 2: sum_i sum_T log p_t2i(x_i | T(c)), by its denoising bound; mean over a batch of (i, T)
         unique = sorted(set(chosen))
@@ -158,7 +192,11 @@ def learn_concept(
             # eq. 3: + alpha P_CLIP(S_n(c) | x_i), mean over the K shots
             p_normal = p_clip(f, g_n, g_a, tau).mean()
             # eq. 4: - alpha sum_j (P_CLIP(S_n(c) | pseudo_j) - gamma)^+, mean over the L pseudo-anomalies
-            hinge = torch.tensor(float("nan")) if pseudo is None else (p_clip(f_pseudo, g_n, g_a, tau) - gamma).relu().mean()
+            hinge = (
+                torch.tensor(float("nan"))
+                if pseudo is None
+                else (p_clip(f_pseudo, g_n, g_a, tau) - gamma).relu().mean()
+            )
 
         row = dict(zip(COLUMNS, (loss.item(), p_normal.item(), hinge.item()), strict=True))
         if alpha > 0:
@@ -166,7 +204,9 @@ def learn_concept(
             if pseudo is not None:
                 loss = loss + alpha * hinge
         if not torch.isfinite(loss):
-            raise FsadError(f"the loss is {loss.item()} at step {step}; a smaller lr (now {lr}) usually helps.")
+            raise FsadError(
+                f"the loss is not finite ({loss.item()}) at step {step + 1}; a smaller lr (now {lr}) usually helps."
+            )
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -182,7 +222,13 @@ def learn_concept(
 
 
 def _draw(
-    mean: Tensor, std: Tensor, num_timesteps: int, templates: Sequence[str], batch_size: int, flip: bool, noise: torch.Generator
+    mean: Tensor,
+    std: Tensor,
+    num_timesteps: int,
+    templates: Sequence[str],
+    batch_size: int,
+    flip: bool,
+    noise: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """One step's latents (B, 4, h, w), timesteps (B,), noise (B, 4, h, w) and template numbers.
 
@@ -205,11 +251,15 @@ def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, 
     if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
         raise FsadError(f"found shots of shape {tuple(x.shape)}, expected (K, 3, H, W) with K at least 1.")
     if (pseudo is None) != (gamma is None):
-        raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 2 and 3).")
+        raise FsadError(
+            "pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 2 and 3)."
+        )
     if gamma is not None and not 0 <= gamma <= 1:
         raise FsadError(f"gamma is {gamma}, expected a probability in [0, 1].")
     if pseudo is not None and (pseudo.ndim != 4 or len(pseudo) == 0):
-        raise FsadError(f"found pseudo-anomalies of shape {tuple(pseudo.shape)}, expected (L, 3, H, W) with L at least 1.")
+        raise FsadError(
+            f"found pseudo-anomalies of shape {tuple(pseudo.shape)}, expected (L, 3, H, W) with L at least 1."
+        )
     if alpha < 0 or steps < 0 or lr <= 0 or batch_size < 1:
         raise FsadError(
             f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}; expected alpha and steps at least 0, lr above 0, "
@@ -229,11 +279,16 @@ def _digest(start: Tensor, x: Tensor, pseudo: Tensor | None, **settings: object)
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in (start, x, pseudo):
         if tensor is not None:
-            h.update(str(tuple(tensor.shape)).encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            h.update(
+                str(tuple(tensor.shape)).encode()
+                + tensor.detach().float().cpu().contiguous().numpy().tobytes()
+            )
     return h.hexdigest()
 
 
-def _store(path: str | Path, key: str, c: Tensor, adam: torch.optim.Adam, rows: list[dict[str, float]]) -> None:
+def _store(
+    path: str | Path, key: str, c: Tensor, adam: torch.optim.Adam, rows: list[dict[str, float]]
+) -> None:
     state = adam.state[c]
     tensors = {
         "c": c.detach(),
@@ -244,7 +299,9 @@ def _store(path: str | Path, key: str, c: Tensor, adam: torch.optim.Adam, rows: 
     _save(path, tensors, {"key": key})
 
 
-def _resume(path: str | Path | None, key: str, steps: int, c: Tensor, adam: torch.optim.Adam) -> list[dict[str, float]]:
+def _resume(
+    path: str | Path | None, key: str, steps: int, c: Tensor, adam: torch.optim.Adam
+) -> list[dict[str, float]]:
     """Put a checkpoint's state into c and adam; its trace rows, none if there is no checkpoint of these settings."""
     if path is None or not Path(path).is_file():
         return []
@@ -268,7 +325,9 @@ def _resume(path: str | Path | None, key: str, steps: int, c: Tensor, adam: torc
     return [dict(zip(COLUMNS, row, strict=True)) for row in saved["trace"].tolist()]
 
 
-def save_concepts(path: str | Path, concepts: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> Path:
+def save_concepts(
+    path: str | Path, concepts: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None
+) -> Path:
     """Save learned words as a safetensors file of a few kilobytes, written whole or not at all.
 
     Args:
@@ -284,7 +343,9 @@ def save_concepts(path: str | Path, concepts: Mapping[str, Tensor], meta: Mappin
     """
     wrong = {name: tuple(v.shape) for name, v in concepts.items() if v.ndim != 1}
     if wrong or not concepts:
-        raise FsadError(f"expected at least one concept, each one vector (token_dim,); found {wrong or 'none'}.")
+        raise FsadError(
+            f"expected at least one concept, each one vector (token_dim,); found {wrong or 'none'}."
+        )
     tensors = {name: vector.detach().float().cpu().contiguous() for name, vector in concepts.items()}
     _save(path, tensors, {"fsad_concepts": json.dumps(dict(meta or {}), sort_keys=True)})
     return Path(path)
@@ -301,21 +362,18 @@ def load_concepts(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = file.metadata() or {}
             words = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise FsadError(f"cannot read the learned words in {path}: {error}. Expected a file of `save_concepts`.") from error
+        raise FsadError(
+            f"cannot read the learned words in {path}: {error}. Expected a file of `save_concepts`."
+        ) from error
     if "fsad_concepts" not in meta:
         raise FsadError(f"{path} is a safetensors file, but not one of learned words (`save_concepts`).")
     return words, json.loads(meta["fsad_concepts"])
 
 
 def _save(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata,
+        )

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from fsad_lib.errors import FsadError
 
-__all__ = ["PSEUDO", "TEMPLATES", "TUNING", "S_a", "S_n", "embed", "state_embeddings", "state_prompts", "templates"]
+__all__ = [
+    "PSEUDO",
+    "TEMPLATES",
+    "TUNING",
+    "S_a",
+    "S_n",
+    "embed",
+    "state_embeddings",
+    "state_prompts",
+    "templates",
+]
 
 # `imagenet_templates_small` of the textual inversion examples (Gal et al. 2022; huggingface/diffusers,
 # examples/textual_inversion/textual_inversion.py). Its first two are the paper's two examples.
@@ -107,7 +117,10 @@ def state_embeddings(
 
 @torch.no_grad()
 def embed(
-    clip: Any, words: Sequence[str], concepts: Mapping[str, Tensor] | None = None, templates: Sequence[str] = TEMPLATES
+    clip: Any,
+    words: Sequence[str],
+    concepts: Mapping[str, Tensor] | None = None,
+    templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D))."""
     return {c: state_embeddings(clip, c, concepts, templates) for c in words}

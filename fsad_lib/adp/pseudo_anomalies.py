@@ -13,7 +13,9 @@ from fsad_lib.foundation.diffusion import generator, resize
 __all__ = ["pseudo_anomalies", "resize_and_crop"]
 
 
-def resize_and_crop(x: Tensor, crop_scale: tuple[float, float], seed: int = 0, first_index: int = 0) -> Tensor:
+def resize_and_crop(
+    x: Tensor, crop_scale: tuple[float, float], seed: int | str = 0, first_index: int = 0
+) -> Tensor:
     """Random square crop of each image, resized back to its size ("random resizing and cropping").
 
     Args:
@@ -30,7 +32,9 @@ def resize_and_crop(x: Tensor, crop_scale: tuple[float, float], seed: int = 0, f
     """
     low, high = crop_scale
     if not 0 < low <= high <= 1:
-        raise FsadError(f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1.")
+        raise FsadError(
+            f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
+        )
     height, width = x.shape[-2:]
     out = []
     for j, image in enumerate(x):
@@ -55,7 +59,7 @@ def pseudo_anomalies(
     guidance_scale: float,
     num_inference_steps: int,
     crop_scale: tuple[float, float] = (0.5, 1.0),
-    seed: int = 0,
+    seed: int | str = 0,
     concepts: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -82,7 +86,9 @@ def pseudo_anomalies(
     if len(x) == 0 or not prompts or n < 1:
         raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before minutes are spent
-        raise FsadError(f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1.")
+        raise FsadError(
+            f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
+        )
     size = x.shape[-2:]
     j = torch.arange(n)
     edited = diffusion.sdedit(

@@ -35,7 +35,9 @@ def weight(f: Tensor, f_pseudo: Tensor, g_n: Tensor, g_a: Tensor, tau: float) ->
     return float(p_clip(f, g_n, g_a, tau).mean() + (1 - p_clip(f_pseudo, g_n, g_a, tau)).mean())
 
 
-def prototypes(embeddings: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float] | None = None) -> tuple[Tensor, Tensor]:
+def prototypes(
+    embeddings: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Normal and anomalous prototype p_n, p_a of several words, eq. 6.
 
     Args:
@@ -58,11 +60,15 @@ def prototypes(embeddings: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping
     weights = dict.fromkeys(embeddings, 1.0) if weights is None else weights
     missing = [c for c in embeddings if c not in weights]
     if missing:
-        raise FsadError(f"no weight for {', '.join(missing)}; found weights of {', '.join(weights) or 'nothing'}.")
+        raise FsadError(
+            f"no weight for {', '.join(missing)}; found weights of {', '.join(weights) or 'nothing'}."
+        )
     w = torch.tensor([float(weights[c]) for c in embeddings])
     if not torch.isfinite(w).all() or (w < 0).any() or w.sum() == 0:
         raise FsadError(f"found the weights {w.tolist()}; expected numbers of at least 0 that are not all 0.")
     # p_s = mean_T [ sum_c w(c) g(T(S_s(c))) / sum_c w(c) ]
     share = (w / w.sum()).to(next(iter(embeddings.values()))[0])
-    p_n, p_a = (torch.stack([g[s].mean(0) for g in embeddings.values()]).mul(share[:, None]).sum(0) for s in (0, 1))
+    p_n, p_a = (
+        torch.stack([g[s].mean(0) for g in embeddings.values()]).mul(share[:, None]).sum(0) for s in (0, 1)
+    )
     return p_n, p_a

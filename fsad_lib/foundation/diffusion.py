@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.tokens import inject, insert_concepts
 
-__all__ = ["Diffusion", "clip_tokenizer", "generator", "load_diffusion", "text_encoder_from_clip", "write_tokenizer"]
+__all__ = [
+    "Diffusion",
+    "clip_tokenizer",
+    "generator",
+    "load_diffusion",
+    "text_encoder_from_clip",
+    "write_tokenizer",
+]
 
 CONTEXT = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -98,10 +105,14 @@ class Diffusion:
                 "they belong to different models. Give the text encoder (or CLIP) that the U-Net was trained with."
             )
         if getattr(self.vae.config, "shift_factor", None):
-            raise FsadError("this VAE shifts its latents (shift_factor); only Stable Diffusion 1.x and 2.x are supported.")
+            raise FsadError(
+                "this VAE shifts its latents (shift_factor); only Stable Diffusion 1.x and 2.x are supported."
+            )
         steps = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if self.image_size % steps:
-            raise FsadError(f"image_size {self.image_size} is not a multiple of {steps}, as this VAE and U-Net need. Choose one.")
+            raise FsadError(
+                f"image_size {self.image_size} is not a multiple of {steps}, as this VAE and U-Net need. Choose one."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +129,9 @@ class Diffusion:
     # ---------------------------------------------------------------- text
     def tokenize(self, texts: list[str]) -> Tensor:
         """Ids (B, 77), padded with the tokenizer's own pad token."""
-        out = self.tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+        out = self.tokenizer(
+            texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+        )
         return out.input_ids
 
     def encode_prompt(self, prompts: Sequence[str], concepts: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -192,7 +205,7 @@ class Diffusion:
     # ---------------------------------------------------------------- sampling
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[str] | Tensor, *, num_inference_steps: int = 40, guidance_scale: float = 7.5, seed: int = 0,
+        self, prompts: Sequence[str] | Tensor, *, num_inference_steps: int = 40, guidance_scale: float = 7.5, seed: int | str = 0,
         concepts: Mapping[str, Tensor] | None = None, batch_size: int = 8, progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:  # fmt: skip
         """One image for each prompt.
@@ -228,7 +241,7 @@ class Diffusion:
     @torch.no_grad()
     def sdedit(
         self, x: Tensor, prompts: Sequence[str] | Tensor, *, strength: float, guidance_scale: float = 7.5,
-        num_inference_steps: int = 40, seed: int = 0, concepts: Mapping[str, Tensor] | None = None, batch_size: int = 8,
+        num_inference_steps: int = 40, seed: int | str = 0, concepts: Mapping[str, Tensor] | None = None, batch_size: int = 8,
         first_index: int = 0, progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:  # fmt: skip
         """Images edited towards their prompts: noise is added up to ``strength`` and taken out again (SDEdit, Meng et al. 2021).
@@ -250,14 +263,18 @@ class Diffusion:
         """
         _check_steps(num_inference_steps)
         if not 0 <= strength <= 1:
-            raise FsadError(f"strength is {strength}, expected a number in [0, 1]: 0 keeps the image, 1 replaces it.")
-        if 0 < strength and int(num_inference_steps * strength) == 0:
+            raise FsadError(
+                f"strength is {strength}, expected a number in [0, 1]: 0 keeps the image, 1 replaces it."
+            )
+        if strength > 0 and int(num_inference_steps * strength) == 0:
             raise FsadError(
                 f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
                 f"least {-int(-1 // strength)}, or the strength to at least {1 / num_inference_steps:.3g}."
             )
         if len(prompts) != len(x):
-            raise FsadError(f"found {len(x)} images and {len(prompts)} prompts; give one prompt for each image.")
+            raise FsadError(
+                f"found {len(x)} images and {len(prompts)} prompts; give one prompt for each image."
+            )
         x = resize(x, self.image_size).to(self.device)
         if strength == 0:
             return self.decode(self.posterior(x, batch_size)[0], batch_size)
@@ -326,7 +343,10 @@ def _check_steps(num_inference_steps: int) -> None:
 
 # -------------------------------------------------------------------- loading
 def load_diffusion(
-    checkpoint: str | Path, clip: Any = None, device: str | torch.device = "cpu", image_size: int | None = None
+    checkpoint: str | Path,
+    clip: Any = None,
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
 ) -> Diffusion:
     """Load a Stable Diffusion from a folder in the hub's layout (see the module's text), in float32, without any network.
 
@@ -363,14 +383,18 @@ def load_diffusion(
     elif clip is not None:
         text_encoder = text_encoder_from_clip(clip)
     else:
-        raise FsadError(f"{folder} has no text_encoder/. Put it there, or pass clip=, the CLIP that the U-Net was trained with.")
+        raise FsadError(
+            f"{folder} has no text_encoder/. Put it there, or pass clip=, the CLIP that the U-Net was trained with."
+        )
     if (folder / "tokenizer").is_dir():
         from transformers import CLIPTokenizer
 
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     else:
         tokenizer = clip_tokenizer()
-    return Diffusion(tokenizer, text_encoder.to(device), vae.to(device), unet.to(device), scheduler, image_size)
+    return Diffusion(
+        tokenizer, text_encoder.to(device), vae.to(device), unet.to(device), scheduler, image_size
+    )
 
 
 def _load(make: Any, folder: Path, stem: str, dtype: str, old_stem: str | None = None) -> nn.Module:
@@ -381,10 +405,16 @@ def _load(make: Any, folder: Path, stem: str, dtype: str, old_stem: str | None =
         for name, safe in ((f"{stem}{dot}.safetensors", True), (f"{old_stem}{dot}.bin", False)):
             if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
                 return make.from_pretrained(
-                    folder, variant=variant, use_safetensors=safe, local_files_only=True, **{dtype: torch.float32}
+                    folder,
+                    variant=variant,
+                    use_safetensors=safe,
+                    local_files_only=True,
+                    **{dtype: torch.float32},
                 )
     found = sorted(p.name for p in folder.iterdir())
-    raise FsadError(f"no weights in {folder}: expected {stem}.safetensors (or {old_stem}.bin), found {', '.join(found) or 'nothing'}.")
+    raise FsadError(
+        f"no weights in {folder}: expected {stem}.safetensors (or {old_stem}.bin), found {', '.join(found) or 'nothing'}."
+    )
 
 
 def text_encoder_from_clip(clip: Any, skip_last: int = 1) -> nn.Module:
@@ -406,10 +436,19 @@ def text_encoder_from_clip(clip: Any, skip_last: int = 1) -> nn.Module:
     model = getattr(clip, "model", clip)
     tower = getattr(model, "text", model)
     blocks = tower.transformer.resblocks
-    activation = {nn.GELU: "gelu", QuickGELU: "quick_gelu"}.get(type(getattr(blocks[0], "mlp", [None] * 2)[1]))
+    activation = {nn.GELU: "gelu", QuickGELU: "quick_gelu"}.get(
+        type(getattr(blocks[0], "mlp", [None] * 2)[1])
+    )
     plain = all(type(b) is ResidualAttentionBlock and isinstance(b.ls_1, nn.Identity) for b in blocks)
-    if not plain or activation is None or tower.attn_mask is None or getattr(tower, "cls_emb", None) is not None:
-        raise FsadError("this CLIP's text tower is not the standard causal transformer (GELU or QuickGELU) that Stable Diffusion uses.")
+    if (
+        not plain
+        or activation is None
+        or tower.attn_mask is None
+        or getattr(tower, "cls_emb", None) is not None
+    ):
+        raise FsadError(
+            "this CLIP's text tower is not the standard causal transformer (GELU or QuickGELU) that Stable Diffusion uses."
+        )
     if not 0 <= skip_last < len(blocks):
         raise FsadError(f"skip_last is {skip_last}; this text tower has {len(blocks)} blocks.")
     vocabulary, width = tower.token_embedding.weight.shape
@@ -427,7 +466,10 @@ def text_encoder_from_clip(clip: Any, skip_last: int = 1) -> nn.Module:
         root.final_layer_norm.load_state_dict(tower.ln_final.state_dict())
         for layer, block in zip(root.encoder.layers, blocks, strict=False):
             for name, weight, bias in zip(
-                ("q_proj", "k_proj", "v_proj"), block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True
+                ("q_proj", "k_proj", "v_proj"),
+                block.attn.in_proj_weight.chunk(3),
+                block.attn.in_proj_bias.chunk(3),
+                strict=True,
             ):
                 getattr(layer.self_attn, name).weight.copy_(weight)
                 getattr(layer.self_attn, name).bias.copy_(bias)
@@ -477,7 +519,9 @@ def write_tokenizer(folder: str | Path, pad_token: str = "!") -> Path:
         "tokenizer_class": "CLIPTokenizer",
     }  # fmt: skip
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8"
+    )
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
