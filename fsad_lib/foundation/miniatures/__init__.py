@@ -1,0 +1,1 @@
+"""How the miniature foundation models were made: the image pool, the captions and the training loops."""

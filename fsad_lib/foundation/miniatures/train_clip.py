@@ -1,0 +1,245 @@
+"""Train the mini CLIP on MiniFab.
+
+    python -m fsad_lib.foundation.miniatures.train_clip --pool data/pool --out data/training/clip --steps 4000
+
+Three losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) for every image, its
+state against the opposite state in words ("a photo of a flawless gear" / "... damaged gear"); (3) an auxiliary linear read-out of the
+patch tokens that marks defective cells. (3) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
+Resumable: run the same command again. From --freeze-text-at on, the text tower stays fixed, so that the diffusion model can be trained on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...datasets.minifab.defects import SEEN
+from ...datasets.minifab.designs import NOUNS
+from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
+from .pool import GRID, open_pool
+
+MODEL = {
+    "embed_dim": 192,
+    "vision_cfg": {"image_size": 128, "layers": 5, "width": 192, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 6, "layers": 4},
+}
+CONTEXT = 26  # longest caption in tokens; the text tower is causal, so cutting the padding changes nothing
+
+
+def photo_effect(x: torch.Tensor, effect: str, rng: np.random.Generator) -> torch.Tensor:
+    """Change one image (3, H, W) in [0, 1] as its caption says."""
+    size = x.shape[-1]
+    if effect == "dark":
+        return x * rng.uniform(0.4, 0.65)
+    if effect == "bright":
+        return 1 - (1 - x) * rng.uniform(0.4, 0.65)
+    if effect == "blurry":
+        small = F.interpolate(x[None], scale_factor=rng.uniform(0.35, 0.55), mode="bilinear", antialias=True)
+        return F.interpolate(small, size=(size, size), mode="bilinear")[0]
+    if effect in ("cropped", "large"):
+        side = int(size * (rng.uniform(0.6, 0.8) if effect == "cropped" else rng.uniform(0.78, 0.9)))
+        room = size - side
+        top, left = (rng.integers(room + 1), rng.integers(room + 1)) if effect == "cropped" else (room // 2, room // 2)
+        return F.interpolate(x[None, :, top : top + side, left : left + side], size=(size, size), mode="bilinear")[0]
+    if effect == "small":
+        side = int(size * rng.uniform(0.65, 0.85))
+        pad = size - side
+        left = pad // 2
+        small = F.interpolate(x[None], size=(side, side), mode="bilinear", antialias=True)
+        return F.pad(small, (left, pad - left, left, pad - left), mode="replicate")[0]
+    if effect == "jpeg":
+        blocks = F.interpolate(F.avg_pool2d(x[None], 4), scale_factor=4.0, mode="nearest")[0]
+        return 0.6 * blocks + 0.4 * (x * 12).round() / 12
+    return x
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """Token ids (B, L) cut to the longest text of the batch."""
+    ids = open_clip.tokenize(texts)
+    return ids[:, : int((ids != 0).sum(1).max())]
+
+
+def encode_text(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Unit text embeddings (B, D) of ids (B, L <= 77), exact without the padding because attention is causal."""
+    length = ids.shape[1]
+    h = model.token_embedding(ids) + model.positional_embedding[:length]
+    h = model.ln_final(model.transformer(h, attn_mask=model.attn_mask[:length, :length]))
+    return F.normalize(h[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection, dim=-1)
+
+
+class Batches:
+    """Random batches of pairs; the step number alone decides what is drawn, so that a resumed run goes on as if never stopped."""
+
+    def __init__(self, folder: str | os.PathLike, pairs: int, seed: int = 0):
+        self.images, self.labels, self.cells = open_pool(folder)
+        self.pairs, self.seed = pairs, seed
+
+    def __call__(self, step: int):
+        rng = np.random.default_rng([self.seed, step])
+        index = rng.choice(len(self.labels), self.pairs, replace=False)
+        raw = np.stack([self.images[i // len(self.images[0])][i % len(self.images[0])] for i in index])
+        x = torch.from_numpy(raw).flatten(0, 1).permute(0, 3, 1, 2).float().div_(255)
+        nouns, colours = self.labels[index, 0].repeat(2), self.labels[index, 1].repeat(2)
+        kinds = np.stack([np.full(self.pairs, -1), self.labels[index, 2]], 1).reshape(-1)
+        cells = torch.from_numpy(self.cells[index].astype(np.float32))
+        cells = torch.stack([torch.zeros_like(cells), cells], 1).flatten(0, 1)
+        captions = [make_caption(rng, NOUNS[n], COLOUR_NAMES[c], None if k < 0 else SEEN[k]) for n, c, k in zip(nouns, colours, kinds)]
+        turn, flip = int(rng.integers(4)), rng.random() < 0.5
+        x, cells = torch.rot90(x, turn, (2, 3)), torch.rot90(cells, turn, (1, 2))
+        if flip:
+            x, cells = x.flip(3), cells.flip(2)
+        x = x.clone()
+        local = torch.ones(len(x), dtype=torch.bool)
+        for i, caption in enumerate(captions):
+            if caption.effect:
+                x[i] = photo_effect(x[i], caption.effect, rng)
+                local[i] = caption.effect in ("dark", "bright", "jpeg", "blurry")
+        asked = rng.choice(len(NOUNS), 8, replace=False)  # the nouns whose states are asked for in this step, after "object"
+        pairs = [state_pair(rng, "object")] + [state_pair(rng, NOUNS[n]) for n in asked]
+        which = np.array([1 + int(np.flatnonzero(asked == n)[0]) if n in asked else 0 for n in nouns])
+        return x, captions, is_true(captions, nouns, colours, kinds), which, kinds, cells, local, pairs
+
+
+def losses(model, head, batch, amp: torch.dtype | None, train_text: bool):
+    """-> (contrastive, state, cells) losses of one batch."""
+    x, captions, true, which, kinds, cells, local, pairs = batch
+    device = model.logit_scale.device
+    mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
+        pooled, tokens = model.visual(((x - mean) / std).to(device))
+        ids = tokenize([c.text for c in captions] + [text for pair in pairs for text in pair]).to(device)
+        with torch.set_grad_enabled(train_text):
+            g_all = encode_text(model, ids)
+        logits_cells = head(tokens)
+    f, scale = F.normalize(pooled.float(), dim=-1), model.logit_scale.exp()
+    g, g_pairs = g_all[: len(captions)].float(), g_all[len(captions) :].float().view(-1, 2, g_all.shape[-1])
+    target = torch.from_numpy(true).to(device).float()
+    logits = scale * f @ g.T
+    contrastive = 0.5 * (F.cross_entropy(logits, target / target.sum(1, keepdim=True)) + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True)))
+    state = torch.from_numpy((kinds >= 0).astype(np.int64)).to(device)
+    by_object = scale * f @ g_pairs[0].T
+    by_noun = scale * torch.einsum("bd,bsd->bs", f, g_pairs[torch.from_numpy(which).to(device)])
+    state_loss = 0.5 * (F.cross_entropy(by_object, state) + F.cross_entropy(by_noun, state))
+    side = int(math.isqrt(tokens.shape[1]))
+    k = GRID // side
+    target_cells = (cells.view(-1, side, k, side, k).permute(0, 1, 3, 2, 4).reshape(len(x), side * side, k * k) > 0.04).float().to(device)
+    per_image = F.binary_cross_entropy_with_logits(logits_cells.float(), target_cells, pos_weight=torch.tensor(8.0, device=device), reduction="none").mean((1, 2))
+    return contrastive, state_loss, per_image[local.to(device)].mean()
+
+
+@torch.no_grad()
+def development_auroc(model, folder: Path, amp: torch.dtype | None = None) -> dict[str, float]:
+    """Image AUROC of "damaged {word}" against "flawless {word}" on the development split, mean over categories: for the category's
+    noun and for "object"; defect kinds seen in pretraining and unseen ones apart."""
+    from PIL import Image
+    from sklearn.metrics import roc_auc_score
+
+    from ...datasets import minifab
+
+    mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    device, rows = model.logit_scale.device, []
+    for category in minifab.CATEGORIES["development"]:
+        paths = sorted((minifab.write(folder, "development", category) / "test").glob("*/*.png"))
+        x = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in paths]).float() / 255
+        f = torch.cat([F.normalize(model.visual(((b - mean) / std).to(device))[0].float(), dim=-1) for b in x.split(128)])
+        kinds = np.array([p.parent.name for p in paths])
+        row = {}
+        for name in ("noun", "object"):
+            word = category if name == "noun" else "object"
+            g = encode_text(model, tokenize([f"a photo of a {s} {word}" for s in ("flawless", "damaged")]).to(device)).float()
+            score = (f @ (g[1] - g[0])).cpu().numpy()
+            for group, member in (("seen", np.isin(kinds, minifab.SEEN)), ("unseen", np.isin(kinds, list(minifab.UNSEEN)))):
+                keep = member | (kinds == "good")
+                row[f"{name}_{group}"] = roc_auc_score(kinds[keep] != "good", score[keep])
+        rows.append(row)
+    return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]} | {"worst_noun_seen": min(r["noun_seen"] for r in rows)}
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """torch.save that never leaves a half-written checkpoint."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--datasets", type=Path, default=Path("data/datasets"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--freeze-text-at", type=int, default=1500)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    amp = torch.bfloat16 if args.amp == "bfloat16" else None
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = open_clip.CLIP(**MODEL).to(args.device)
+    model.visual.output_tokens = True
+    with torch.no_grad():  # rows that no caption trains keep these values, so that only the trained rows need to be shipped
+        model.token_embedding.weight.copy_(torch.randn(model.token_embedding.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
+    side = MODEL["vision_cfg"]["image_size"] // MODEL["vision_cfg"]["patch_size"]
+    head = torch.nn.Linear(MODEL["vision_cfg"]["width"], (GRID // side) ** 2).to(args.device)
+    decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": others + list(head.parameters()), "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
+    text_modules = [model.transformer, model.token_embedding, model.ln_final]
+    step, checkpoint, log = 0, args.out / "checkpoint.pt", args.out / "log.jsonl"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    batches, sums, start, first = Batches(args.pool, args.pairs), np.zeros(3), time.time(), step
+    while step < args.steps:
+        train_text = step < args.freeze_text_at
+        if not train_text:
+            for p in [p for module in text_modules for p in module.parameters()] + [model.positional_embedding, model.text_projection]:
+                p.requires_grad_(False)
+                p.grad = None
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        optimizer.zero_grad(set_to_none=True)
+        with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            parts = losses(model, head, batches(step), amp, train_text)  # on a CPU the fused bfloat16 kernel's backward is slow
+            (parts[0] + parts[1] + 0.5 * parts[2]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.logit_scale.data.clamp_(0, math.log(100))
+        sums += [float(p.detach()) for p in parts]
+        step += 1
+        if step % 50 == 0:
+            rate = (step - first) * 2 * args.pairs / (time.time() - start)
+            row = {"step": step, "contrastive": sums[0] / 50, "state": sums[1] / 50, "cells": sums[2] / 50, "scale": float(model.logit_scale.exp()), "images_per_s": rate}
+            sums[:] = 0
+            if step % args.every == 0 or step == args.steps:
+                model.eval()
+                row |= development_auroc(model, args.datasets / "minifab_dev")
+                model.train()
+                save_atomically({"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
+            row = {k: round(v, 4) for k, v in row.items()}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+            if step == args.freeze_text_at:
+                save_atomically({"model": model.state_dict()}, args.out / "frozen_text.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Train the mini text-to-image U-Net (diffusers `UNet2DConditionModel`, v-prediction) on MiniFab's latents.
+
+    python -m fsad_lib.foundation.miniatures.train_unet --pool data/pool --vae data/training/vae --clip data/training/clip/frozen_text.pt --out data/training/unet
+
+The text encoder is the mini CLIP's text tower without its last block, as Stable Diffusion 2.1 uses ViT-H/14's; it stays frozen. Every
+tenth caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from ...datasets.minifab.defects import SEEN
+from ...datasets.minifab.designs import NOUNS
+from ..diffusion import CONTEXT, text_encoder_from_clip
+from . import train_clip, train_vae
+from .captions import COLOUR_NAMES, make_caption
+from .pool import CHUNK, open_pool
+from .train_clip import save_atomically
+
+MODEL = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[64, 128, 192],
+             down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+             cross_attention_dim=192, attention_head_dim=[2, 4, 6], norm_num_groups=16)
+SCHEDULER = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+
+
+@torch.no_grad()
+def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and standard deviation of the pool's first `chunks` chunks: (N, 2, 4, 16, 16) float16 each, kept on disk."""
+    images, _, _ = open_pool(pool)
+    out = ([], [])
+    for index, chunk in enumerate(images[:chunks]):
+        files = [folder / f"{name}-{index:03d}.npy" for name in ("mean", "std")]
+        if not all(f.exists() for f in files):
+            parts = ([], [])
+            for start in range(0, len(chunk), 64):
+                x = torch.from_numpy(chunk[start : start + 64]).flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+                with torch.autocast(x.device.type, torch.bfloat16):
+                    posterior = vae.encode(x).latent_dist
+                for part, value in zip(parts, (posterior.mean, posterior.std)):
+                    part.append(value.float().cpu().numpy().astype(np.float16).reshape(-1, 2, *value.shape[1:]))
+            for file, part in zip(files, parts):
+                np.save(file, np.concatenate(part))
+            print("latents of chunk", index, flush=True)
+        for part, file in zip(out, files):
+            part.append(np.load(file))
+    return np.concatenate(out[0]), np.concatenate(out[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--chunks", type=int, default=6)
+    parser.add_argument("--every", type=int, default=200)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderKL(**train_vae.MODEL).eval().to(args.device)
+    vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location=args.device)["model"])
+    clip = open_clip.CLIP(**train_clip.MODEL)
+    clip.load_state_dict(torch.load(args.clip, weights_only=True, map_location="cpu")["model"])
+    text_encoder = text_encoder_from_clip(clip).to(args.device)
+    mean, std = cache_latents(args.out, args.pool, vae, args.chunks, args.device)
+    labels = open_pool(args.pool)[1][: args.chunks * CHUNK]
+    factor = float(1 / np.sqrt(mean[::7].astype(np.float32).var() + (std[::7].astype(np.float32) ** 2).mean()))
+    scheduler = DDIMScheduler(**SCHEDULER)
+    alphas = scheduler.alphas_cumprod.to(args.device)
+    unet = UNet2DConditionModel(**MODEL).to(args.device)
+    average = {k: v.clone() for k, v in unet.state_dict().items()}
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    step, checkpoint = 0, args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+        average, step = state["average"], state["step"]
+    start, first, total = time.time(), step, 0.0
+    while step < args.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        rng = np.random.default_rng([2, step])
+        index, damaged = rng.integers(0, len(labels), args.batch), rng.integers(0, 2, args.batch)
+        captions = [
+            "" if rng.random() < 0.1 else make_caption(rng, NOUNS[labels[i, 0]], COLOUR_NAMES[labels[i, 1]], SEEN[labels[i, 2]] if d else None, effects=False).text
+            for i, d in zip(index, damaged)
+        ]
+        noise = lambda: torch.from_numpy(rng.standard_normal((args.batch, 4, 16, 16), dtype=np.float32)).to(args.device)  # noqa: E731
+        m, s = (torch.from_numpy(a[index, damaged].astype(np.float32)).to(args.device) for a in (mean, std))
+        z, eps = factor * (m + s * noise()), noise()
+        t = torch.from_numpy(rng.integers(0, 1000, args.batch)).to(args.device)
+        a = alphas[t].view(-1, 1, 1, 1)
+        with torch.no_grad():
+            text = text_encoder(open_clip.tokenize(captions, context_length=CONTEXT).to(args.device)).last_hidden_state
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
+            prediction = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, encoder_hidden_states=text).sample
+        loss = F.mse_loss(prediction.float(), a.sqrt() * eps - (1 - a).sqrt() * z)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        step, total = step + 1, total + float(loss.detach())
+        keep = min(0.998, (1 + step) / (10 + step))
+        for k, v in unet.state_dict().items():
+            average[k].lerp_(v, 1 - keep)
+        if step % 50 == 0:
+            row = {"step": step, "loss": round(total / 50, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
+            total = 0.0
+            if step % args.every == 0 or step == args.steps:
+                save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step, "scaling_factor": factor}, checkpoint)
+            with (args.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

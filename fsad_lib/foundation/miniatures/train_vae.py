@@ -1,0 +1,119 @@
+"""Train the mini VAE (diffusers `AutoencoderKL`, 4 latent channels, down-sampling by 8) on MiniFab.
+
+    python -m fsad_lib.foundation.miniatures.train_vae --pool data/pool --out data/training/vae --steps 8000
+
+Loss: L1 + edges (L1 of image gradients) + a small KL term. Trained on crops, since the model is convolutional. Half of the crops are
+taken around the defect: what the VAE blurs, no later stage can see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from .pool import GRID, open_pool
+from .train_clip import save_atomically
+
+MODEL = dict(in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[16, 32, 64, 96],
+             layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=128, mid_block_add_attention=False)
+
+
+def crops(images, cells: np.ndarray, rng: np.random.Generator, batch: int, side: int) -> torch.Tensor:
+    """Random crops (batch, 3, side, side) in [-1, 1]; every second one is centred near a defect."""
+    out, per_chunk, cell = [], len(images[0]), 128 // GRID
+    for j in range(batch):
+        i = int(rng.integers(len(cells)))
+        pair = images[i // per_chunk][i % per_chunk]
+        top, left = (int(a) for a in rng.integers(0, 128 - side + 1, 2))
+        if j % 2:
+            y, x = np.argwhere(cells[i] > 0)[0] * cell if (cells[i] > 0).any() else (64, 64)
+            top, left = (int(np.clip(a - rng.integers(8, side - 8), 0, 128 - side)) for a in (y, x))
+        out.append(pair[j % 2, top : top + side, left : left + side])
+    x = torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = torch.rot90(x, int(rng.integers(4)), (2, 3))
+    return x.flip(3) if rng.random() < 0.5 else x
+
+
+def gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Horizontal and vertical differences."""
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+@torch.no_grad()
+def quality(vae: AutoencoderKL, images, cells: np.ndarray, n: int = 48) -> dict[str, float]:
+    """On the last n pairs of the pool: PSNR (dB) of the round trip, and the share of the defects' contrast that survives it:
+    |decoded(defective) - decoded(good)| / |defective - good|, summed over defective cells (the gate is 0.70)."""
+    pair = np.stack([images[-1][-1 - i] for i in range(n)])
+    x = torch.from_numpy(pair).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    mask = torch.from_numpy((cells[-n:][::-1] > 0.1).astype(np.float32).copy()).repeat_interleave(128 // GRID, 1).repeat_interleave(128 // GRID, 2)[:, None]
+    y = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample for b in x.flatten(0, 1).split(16)]).clamp(-1, 1).view_as(x)
+    mse = ((x - y) ** 2).mean().item() / 4
+    before, after = ((a[:, 1] - a[:, 0]).abs() * mask for a in (x, y))
+    signed = ((y[:, 1] - y[:, 0]) * (x[:, 1] - x[:, 0]) * mask).sum() / ((x[:, 1] - x[:, 0]) ** 2 * mask).sum()
+    return {"psnr": -10 * math.log10(mse), "contrast_kept": float(after.sum() / before.sum()), "contrast_projected": float(signed)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    images, _, cells = open_pool(args.pool)
+    vae = AutoencoderKL(**MODEL).to(args.device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.95))
+    step, checkpoint = 0, args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        vae.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    start, first, total = time.time(), step, 0.0
+    while step < args.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        rng = np.random.default_rng([1, step])
+        x = crops(images, cells, rng, args.batch, args.side).to(args.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample
+        y, kl = y.float(), 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(y), gradients(x)))
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + edges + 1e-4 * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step, total = step + 1, total + float(loss.detach())
+        if step % 100 == 0:
+            row = {"step": step, "loss": total / 100, "kl": float(kl.detach()), "crops_per_s": (step - first) * args.batch / (time.time() - start)}
+            total = 0.0
+            if step % args.every == 0 or step == args.steps:
+                row |= quality(vae, images, cells)
+                save_atomically({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
+            row = {k: round(v, 4) for k, v in row.items()}
+            with (args.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
