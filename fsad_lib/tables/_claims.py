@@ -54,7 +54,7 @@ def _judge_widens(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     text = ", ".join(f"{k} shots {gap['mean']:+.1f}" for k, gap in gaps.items())
     change = (gaps[many]["per_category"] - gaps[few]["per_category"]).dropna()
     if len(change) < 2:
-        return text, ("wider, no interval" if change.mean() > 0 else "no, no interval")
+        return text, ("yes, no interval" if change.mean() > 0 else "no, no interval")
     mean, low, high = bootstrap_categories(change)
     return text, verdict({"mean": mean, "low": low, "high": high})
 

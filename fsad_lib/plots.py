@@ -1,0 +1,684 @@
+"""Figures in one quiet, colour-blind-safe style.
+
+Every function returns a closed matplotlib figure: as the last line of a notebook cell it is shown once.
+:func:`save_figure` writes PNG and PDF. Images are (B, 3, H, W) tensors or arrays in [0, 1].
+"""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from fsad_lib.errors import FsadError
+from fsad_lib.runs import project_root, replacing
+
+# Okabe and Ito's palette: distinguishable with every common colour vision
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
+)  # fmt: skip
+INK, GREY, PALE = "#222222", "#8A8A8A", "#EDEDED"
+NORMAL, PSEUDO, ANOMALOUS = BLUE, ORANGE, RED
+
+STYLE = {
+    "figure.dpi": 100, "savefig.dpi": 150, "figure.facecolor": "white", "font.family": "DejaVu Sans", "font.size": 9,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.labelsize": 9, "axes.edgecolor": GREY, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": PALE,
+    "grid.linewidth": 0.8, "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "text.color": INK, "axes.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8,
+    "lines.markersize": 5, "pdf.fonttype": 42, "svg.hashsalt": "fsad", "image.interpolation": "nearest",
+}  # fmt: skip
+
+LOOKS = {
+    "adp": (BLUE, "o", "-"), "adp_l": (SKY, "s", "-"), "winclip": (RED, "D", "-"), "ti": (PURPLE, "v", "-"),
+    "c_n": (GREEN, "^", "-"), "c_a": (ORANGE, ">", "-"), "memory": (INK, "x", "--"), "patch_memory": (INK, "+", ":"),
+    "object": (GREY, "x", "--"), "winclip_adp_backbone": (RED, "d", ":"), "adp_text": (BLUE, "o", ":"),
+}  # fmt: skip
+"""key of :data:`fsad_lib.tables.ROWS` -> colour, marker, line; controls are dashed or dotted."""
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+            figure.set_facecolor("white")
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
+def to_pixels(x) -> np.ndarray:
+    """(B, 3, H, W) or (3, H, W), tensor or array in [0, 1] -> (B, H, W, 3) float array.
+
+    >>> to_pixels(np.zeros((3, 4, 5))).shape
+    (1, 4, 5, 3)
+    """
+    x = x.detach().cpu().float().numpy() if hasattr(x, "detach") else np.asarray(x, dtype=float)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise FsadError(f"Found images of shape {tuple(x.shape)}; expected (B, 3, H, W) in [0, 1].")
+    if not np.isfinite(x).all():
+        raise FsadError("Found pixels that are not finite; expected values in [0, 1].")
+    x = np.clip(x, 0, 1).transpose(0, 2, 3, 1)
+    return np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
+
+
+def _maps(maps) -> np.ndarray:
+    maps = maps.detach().cpu().float().numpy() if hasattr(maps, "detach") else np.asarray(maps, dtype=float)
+    return maps[None] if maps.ndim == 2 else maps
+
+
+def _picture(ax, pixels: np.ndarray, edge: str | None = None, width: float = 1.6) -> None:
+    ax.imshow(pixels)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=edge is not None, color=edge or GREY, linewidth=width)
+
+
+def _no_axis(ax) -> None:
+    ax.set_axis_off()
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+@_styled
+def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: float = 1.4, title: str = "") -> Figure:
+    """Images (B, 3, H, W) in rows of ``columns``, each with a title (B of them)."""
+    pixels = to_pixels(x)
+    if titles is not None and len(titles) != len(pixels):
+        raise FsadError(f"Found {len(titles)} titles for {len(pixels)} images; expected one for each.")
+    columns = min(columns, len(pixels))
+    rows = math.ceil(len(pixels) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, (size + (0.25 if titles is not None else 0)) * rows),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for i, ax in enumerate(axes.flat):
+        if i >= len(pixels):
+            _no_axis(ax)
+            continue
+        _picture(ax, pixels[i])
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=8, loc="center")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The image in grey with the map over it: the hotter, the more opaque."""
+    level = np.clip((map_ - low) / max(high - low, 1e-12), 0, 1)
+    if level.shape != pixels.shape[:2]:
+        from skimage.transform import resize
+
+        level = resize(level, pixels.shape[:2], order=1)
+    grey = np.repeat(pixels.mean(-1, keepdims=True), 3, -1) * 0.85 + 0.1
+    opacity = 0.85 * level[..., None] ** 0.8
+    return grey * (1 - opacity) + mpl.colormaps["inferno"](level)[..., :3] * opacity
+
+
+@_styled
+def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7) -> Figure:
+    """Image, heat map over it, and the true defect's outline, one row an image.
+
+    Args:
+        x: (B, 3, H, W) in [0, 1]; maps: (B, h, w), higher = more anomalous; masks: (B, H, W) bool, or None.
+
+    All maps share one colour scale, so that rows can be compared.
+    """
+    pixels, maps = to_pixels(x), _maps(maps)
+    if len(maps) != len(pixels):
+        raise FsadError(f"Found {len(maps)} maps for {len(pixels)} images; expected one for each.")
+    low, high = np.quantile(maps, 0.02), maps.max()
+    columns = 2 if masks is None else 3
+    figure, axes = plt.subplots(
+        len(pixels), columns, figsize=(size * columns + 0.9, size * len(pixels) + 0.3), squeeze=False, layout="constrained"
+    )
+    for row, picture, map_, i in zip(axes, pixels, maps, range(len(pixels)), strict=True):
+        _picture(row[0], picture)
+        _picture(row[1], _blend(picture, map_, low, high))
+        if masks is not None:
+            mask = np.asarray(masks[i]).astype(float)
+            _picture(row[2], picture)
+            if mask.any():
+                row[2].contour(mask, [0.5], colors=[YELLOW], linewidths=1.4)
+            else:
+                row[2].set_xlabel("no defect", fontsize=8)
+        if titles is not None:
+            row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
+    for ax, head in zip(axes[0], ("image", "anomaly map", "true defect"), strict=False):
+        ax.set_title(head, fontsize=9, loc="center")
+    bar = figure.colorbar(
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "inferno"), ax=axes[:, 1], shrink=0.8, aspect=30, pad=0.02
+    )
+    bar.set_label("anomaly score of a pixel", fontsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+@_styled
+def contact_sheet(
+    paths: Sequence[str | Path],
+    scores: Sequence[float],
+    maps=None,
+    labels: Sequence[int] | None = None,
+    limit: int = 24,
+    size: int = 160,
+    title: str = "",
+) -> Figure:
+    """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
+
+    ``labels``: 1 defective (red frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
+    are more images, the lowest few follow so that the contrast is visible.
+    """
+    from fsad_lib.datasets import read_image
+
+    if len(paths) != len(scores):
+        raise FsadError(f"Found {len(scores)} scores for {len(paths)} images; expected one for each.")
+    order = sorted(range(len(paths)), key=lambda i: (-scores[i], str(paths[i])))
+    shown = order if len(order) <= limit else order[: limit - 6] + order[-6:]
+    maps = None if maps is None else _maps(maps)
+    low, high = (0.0, 1.0) if maps is None else (np.quantile(maps, 0.02), maps.max())
+    columns = min(6, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.75 * columns, (3.4 if maps is not None else 2.0) * rows + 0.6), squeeze=False
+    )
+    for ax in axes.flat:
+        _no_axis(ax)
+    for ax, i in zip(axes.flat, shown, strict=False):
+        pixels = to_pixels(read_image(paths[i], size))[0]
+        if maps is not None:
+            pixels = np.concatenate([pixels, np.ones((4, size, 3)), _blend(pixels, maps[i], low, high)])
+        label = -1 if labels is None else int(labels[i])
+        ax.set_axis_on()
+        _picture(ax, pixels, {0: BLUE, 1: RED}.get(label), 2.4)
+        name = Path(paths[i]).name
+        name = name if len(name) <= 18 else f"…{name[-17:]}"
+        ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left")
+    head = title or "Most anomalous first"
+    if len(order) > limit:
+        head += f"   (the {limit - 6} highest and the 6 lowest of {len(order)})"
+    if labels is not None and set(map(int, labels)) - {-1}:
+        head += "   frame: red = defective, blue = good"
+    figure.suptitle(head, x=0.01, ha="left", fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    return pd.Series(values).rolling(window, min_periods=1, center=True).mean().to_numpy()
+
+
+@_styled
+def trace_plot(traces: pd.DataFrame | Mapping[str, pd.DataFrame], gamma: float | None = None) -> Figure:
+    """Denoising loss, P_CLIP of the shots and hinge of the pseudo-anomalies per step.
+
+    Args:
+        traces: columns step, denoising_loss, p_normal, hinge, and concept when it holds several; or name -> trace.
+        gamma: the hinge's threshold, for the caption.
+    """
+    if isinstance(traces, pd.DataFrame):
+        named = traces.groupby("concept", sort=False) if "concept" in traces else [("", traces)]
+        traces = {str(name).strip("<>"): trace for name, trace in named}
+    panels = [
+        ("denoising_loss", "Denoising loss", "how well the word draws the shots; lower is better"),
+        ("p_normal", "P_CLIP(flawless | shot)", "does CLIP call the shots flawless; higher is better"),
+        ("hinge", "Hinge of eq. 4", "pseudo-anomalies still called flawless" + (f", above γ = {gamma:g}" if gamma is not None else "")),
+    ]
+    colours = {"TI": PURPLE, "ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "": BLUE}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+    for ax, (column, title, caption) in zip(axes, panels, strict=True):
+        drawn = False
+        for (name, trace), spare in zip(traces.items(), (BLUE, RED, SKY, PURPLE, GREEN) * 3, strict=False):
+            if column not in trace or trace[column].isna().all():
+                continue
+            if column == "hinge" and name not in ("", "c_a") and not trace[column].any():
+                continue
+            colour, values = colours.get(name, spare), trace[column].to_numpy(float)
+            ax.plot(trace["step"], values, color=colour, alpha=0.25, linewidth=0.9)
+            ax.plot(trace["step"], _smooth(values, max(1, len(values) // 12)), color=colour, label=_math(name) or None)
+            drawn = True
+        ax.set_title(f"{title}\n", fontsize=10)
+        ax.text(0, 1.03, caption, transform=ax.transAxes, fontsize=7.5, color="#555555")
+        ax.set_xlabel("step")
+        if column == "p_normal":
+            ax.set_ylim(0, 1)
+            ax.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+        elif drawn:
+            ax.set_ylim(bottom=0 if column == "hinge" else None)
+        if not drawn:
+            ax.text(0.5, 0.5, "no pseudo-anomalies\nin this objective", transform=ax.transAxes, ha="center", color=GREY)
+            ax.set(xticks=[], yticks=[])
+    if any(traces):
+        axes[1].legend(loc="lower right")
+    return figure
+
+
+@_styled
+def tau_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
+    """What tau does: P_CLIP(flawless) of each image, and the gradient that reaches the learned word, against tau.
+
+    ``table`` has columns tau, p_normal, gradient, and optionally image: one row per tau and image.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    texts = (
+        ("p_normal", "P_CLIP(flawless | image)", "small tau: every answer is 0 or 1"),
+        ("gradient", "|dP / d similarity|", "saturated answers carry no gradient"),
+    )
+    for ax, (column, label, caption) in zip(axes, texts, strict=True):
+        if "image" in table:
+            for _, one in table.groupby("image"):
+                ax.plot(one["tau"], one[column].abs(), color=BLUE, alpha=0.25, linewidth=0.9)
+        middle = table.assign(value=table[column].abs()).groupby("tau")["value"].median()
+        ax.plot(middle.index, middle, color=BLUE, marker="o", label="median over images")
+        ax.set(xscale="log", xlabel="tau", ylabel=label)
+        ax.set_title(caption)
+        if chosen is not None:
+            ax.axvline(chosen, color=RED, linewidth=1.2, linestyle="--")
+            ax.annotate(f"used here: {chosen:g}", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+                        textcoords="offset points", color=RED, fontsize=8)  # fmt: skip
+    axes[0].set_ylim(-0.02, 1.02)
+    axes[0].legend(loc="lower left" if table["p_normal"].median() > 0.5 else "upper left")
+    return figure
+
+
+@_styled
+def roc(predictions: pd.DataFrame, methods: Sequence[str] = ("adp",), part: str = "sum") -> Figure:
+    """Small ROC curves of one run, from its long table (label, method, part, score)."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    figure, ax = plt.subplots(figsize=(3.1, 3.1), layout="constrained")
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=":")
+    for method in methods:
+        rows = predictions[(predictions.method == method) & predictions.label.isin([0, 1])]
+        rows = rows[rows.part == (part if (rows.part == part).any() else "memory")]
+        if rows.label.nunique() < 2:
+            raise FsadError(f"No ROC for {method!r}: expected scores of good and of defective images, found {len(rows)} rows.")
+        fpr, tpr, _ = roc_curve(rows.label, rows.score)
+        colour, _, line = LOOKS.get(method, (GREY, "o", "-"))
+        ax.plot(fpr, tpr, color=colour, linestyle=line, label=f"{_label(method)} {roc_auc_score(rows.label, rows.score):.2f}")
+    ax.set(xlabel="good parts called defective", ylabel="defective parts found", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
+    ax.legend(loc="lower right", title="image AUROC", title_fontsize=8)
+    return figure
+
+
+def _label(key: str) -> str:
+    from fsad_lib.tables import ROWS
+
+    return _math(ROWS[key].label) if key in ROWS else key
+
+
+def _math(text: str) -> str:
+    return {"c_n": "$c_n$", "c_a": "$c_a$", "ADP_l": r"ADP$_\ell$"}.get(text, text)
+
+
+@_styled
+def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, method: str = "adp", part: str = "sum") -> Figure:
+    """Histograms of normal, pseudo-anomalous and anomalous images on one axis.
+
+    Args:
+        scores: name -> scores ("normal", "pseudo-anomalous", "anomalous", in this order), or a run's long prediction
+            table, from which ``method`` and ``part`` are taken.
+    """
+    if isinstance(scores, pd.DataFrame):
+        rows = scores[(scores.method == method) & (scores.part == part)]
+        scores = {"normal": rows.score[rows.label == 0], "anomalous": rows.score[rows.label == 1]}
+    groups = {name: np.asarray(values, dtype=float) for name, values in scores.items() if len(values)}
+    if not groups:
+        raise FsadError(f"No scores of method {method!r}, part {part!r}; expected some for normal or anomalous images.")
+    colours = {"normal": NORMAL, "pseudo-anomalous": PSEUDO, "anomalous": ANOMALOUS}
+    every = np.concatenate(list(groups.values()))
+    bins = np.linspace(every.min(), every.max() + 1e-9, 25)
+    figure, axes = plt.subplots(len(groups), 1, figsize=(5.5, 1.05 * len(groups) + 0.7), sharex=True, squeeze=False, layout="constrained")
+    for ax, (name, values) in zip(axes[:, 0], groups.items(), strict=True):
+        ax.hist(values, bins, color=colours.get(name, GREY), alpha=0.85)
+        ax.axvline(np.median(values), color=INK, linewidth=1.2)
+        ax.set_ylabel("images", fontsize=8)
+        ax.set_title(f"{name} ({len(values)})", fontsize=9, color=colours.get(name, INK), fontweight="bold")
+        ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2, integer=True))
+    axes[-1, 0].set_xlabel("anomaly score   (black line: median)")
+    return figure
+
+
+@_styled
+def auroc_against_shots(
+    table: pd.DataFrame, keys: Sequence[str] = ("adp", "adp_l", "winclip", "memory", "object", "patch_memory")
+) -> Figure:
+    """Image AUROC against the number of shots, a panel per data set, from :func:`fsad_lib.tables.table1`.
+
+    Lines with bars: our mean and standard deviation over seeds. Hollow points: reported by the paper.
+    """
+    table = table[table.key.isin(keys)]
+    panels = [
+        (name, block) for name, block in table.groupby(["data_set", "profile"], sort=False)
+        if block.ours.notna().any() or block.reported.notna().any()
+    ]  # fmt: skip
+    if not panels:
+        raise FsadError("Nothing to draw: no run is complete and nothing is reported. Run the grid first.")
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 1.9, 2.9 * rows), squeeze=False, layout="constrained")
+    shots = sorted(table.shots.unique())
+    handles: dict[str, object] = {}
+    for ax in axes.flat[len(panels) :]:
+        _no_axis(ax)
+    for ax, ((data_set, profile), block) in zip(axes.flat, panels, strict=False):
+        for j, key in enumerate(keys):
+            rows_of = block[block.key == key].sort_values("shots")
+            colour, marker, line = LOOKS.get(key, (GREY, "o", "-"))
+            ours = rows_of[rows_of.ours.notna()]
+            if len(ours):
+                where = np.array([shots.index(k) for k in ours.shots]) + 0.06 * (j - len(keys) / 2)
+                handle = ax.errorbar(where, ours.ours, ours.ours_std.fillna(0), color=colour, marker=marker, linestyle=line,
+                                     elinewidth=1, capsize=0, alpha=0.95)  # fmt: skip
+                handles.setdefault(_label(key), handle)
+            said = rows_of[rows_of.reported.notna()]
+            if len(said):
+                where = [shots.index(k) for k in said.shots]
+                (handle,) = ax.plot(where, said.reported, color=colour, marker=marker, markerfacecolor="white", linestyle="-",
+                                    linewidth=0.7, markeredgewidth=1.4)  # fmt: skip
+                handles.setdefault(f"{_label(key)}, reported", handle)
+        state = "not run; reported values only" if block.ours.isna().all() else f"profile {profile}"
+        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold")
+        ax.text(0, 1.03, state, transform=ax.transAxes, fontsize=8, color="#555555")
+        ax.set_xticks(range(len(shots)), [str(k) for k in shots])
+        ax.set(xlabel="normal images (shots)", ylabel="image AUROC, %")
+        ax.margins(x=0.12)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+    return figure
+
+
+@_styled
+def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Figure:
+    """Means with 95 % intervals of every method at one number of shots, a panel per data set.
+
+    ``table``: :func:`fsad_lib.tables.table1` or ``table2``, restricted to one number of shots. The dashed line is the
+    patch memory alone: a method whose interval does not leave it shows no gain.
+    """
+    if table.shots.nunique() != 1:
+        raise FsadError(f"Found {table.shots.nunique()} numbers of shots; expected one: restrict the table first.")
+    table = table[table.ours.notna()]
+    if table.empty:
+        raise FsadError("Nothing to draw: no run with this number of shots is complete.")
+    panels = list(table.groupby(["data_set", "profile"], sort=False))
+    order = [key for key in dict.fromkeys(table.key) if keys is None or key in keys]
+    roles = table.drop_duplicates("key").set_index("key")["role"]
+    order = [k for k in order if roles[k] == "method"] + [k for k in order if roles[k] == "control"]
+    labels = table.drop_duplicates("key").set_index("key")["method"]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.5 * len(panels) + 2.4, 0.28 * len(order) + 1.1), sharey=True, squeeze=False, layout="constrained"
+    )
+    n_methods = sum(roles[k] == "method" for k in order)
+    for ax, ((data_set, profile), block) in zip(axes[0], panels, strict=True):
+        block = block.set_index("key")
+        if "memory" in block.index:
+            ax.axvline(block.ours["memory"], color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        ax.axvline(50, color=GREY, linewidth=0.9, linestyle=":")
+        for y, key in enumerate(order):
+            if key not in block.index:
+                continue
+            row = block.loc[key]
+            colour = LOOKS.get(key, (GREY, "", ""))[0] if roles[key] == "method" else GREY
+            if not math.isnan(row.low):
+                ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
+            ax.plot(row.ours, y, "o" if roles[key] == "method" else "D", color=colour)
+        ax.axhline(n_methods - 0.5, color=PALE, linewidth=1.5)
+        seeds = int(block.n_seeds.max())
+        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold")
+        ax.text(0, 1.02, f"profile {profile}, {block.shots.iloc[0]} shots, {seeds} seed{'s' if seeds > 1 else ''}",
+                transform=ax.transAxes, fontsize=7.5, color="#555555")  # fmt: skip
+        ax.set_xlabel("image AUROC, %")
+        ax.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(order)), [_math(labels[k]) + ("  (control)" if roles[k] == "control" else "") for k in order])
+    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
+    figure.supxlabel("bar: 95 % interval     dashed: memory only     dotted: chance", fontsize=7.5, color="#555555")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- ADP's own figures
+
+
+@_styled
+def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: Mapping[str, Sequence[float]] | None = None) -> Figure:
+    """Shots, pseudo-anomalies from the simple prompt, pseudo-anomalies from the learned word, in three rows.
+
+    ``scores`` ("simple", "learned") prints P(damaged) under each image, where given.
+    """
+    rows = [
+        ("normal shots", 'what the model was given', to_pixels(shots), NORMAL, None),
+        ("simple prompt", '"a photo with damage"', to_pixels(simple), PSEUDO, (scores or {}).get("simple")),
+        ("learned word", '"a photo of a damaged [$c_a$]"', to_pixels(learned), PSEUDO, (scores or {}).get("learned")),
+    ]
+    columns = min(columns, max(len(r[2]) for r in rows))
+    figure, axes = plt.subplots(3, columns, figsize=(1.35 * columns + 2.0, 4.4), squeeze=False)
+    for line, (name, prompt, pixels, colour, values) in zip(axes, rows, strict=True):
+        for j, ax in enumerate(line):
+            if j >= len(pixels):
+                _no_axis(ax)
+                continue
+            _picture(ax, pixels[j], colour)
+            if values is not None and j < len(values):
+                ax.set_xlabel(f"P(damaged) = {values[j]:.2f}", fontsize=7.5, labelpad=2)
+        box = line[0].get_position()
+        figure.text(0.01, (box.y0 + box.y1) / 2, f"{name}\n", fontsize=10, fontweight="bold", va="center", color=colour)
+        figure.text(0.01, (box.y0 + box.y1) / 2 - 0.03, prompt, fontsize=8, va="center", color="#555555")
+    figure.subplots_adjust(left=2.0 / (1.35 * columns + 2.0), right=0.995, top=0.98, bottom=0.05, wspace=0.06, hspace=0.22)
+    for line, text in zip(axes, zip(figure.texts[::2], figure.texts[1::2], strict=True), strict=True):
+        box = line[0].get_position()
+        text[0].set_y((box.y0 + box.y1) / 2 + 0.01)
+        text[1].set_y((box.y0 + box.y1) / 2 - 0.035)
+    return figure
+
+
+class _Canvas:
+    """A page measured in inches from the lower left corner, for boxes, arrows, text and small pictures."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = plt.figure(figsize=(width, height))
+        self.ax = self.figure.add_axes((0, 0, 1, 1))
+        self.ax.set(xlim=(0, width), ylim=(0, height))
+        self.ax.set_axis_off()
+
+    def box(self, x, y, w, h, face="white", edge=GREY, line=1.0, radius=0.08) -> None:
+        self.ax.add_patch(
+            FancyBboxPatch((x, y), w, h, boxstyle=f"round,pad=0,rounding_size={radius}", facecolor=face, edgecolor=edge, linewidth=line)
+        )
+
+    def text(self, x, y, text, size=9.0, colour=INK, ha="center", va="center", bold=False, style="normal") -> None:
+        self.ax.text(x, y, text, fontsize=size, color=colour, ha=ha, va=va, fontweight="bold" if bold else "normal", fontstyle=style)
+
+    def chip(self, x, y, text, colour, w=0.62, h=0.34, size=11.0) -> None:
+        self.box(x - w / 2, y - h / 2, w, h, face=colour, edge=colour, radius=0.15)
+        self.text(x, y - 0.01, text, size, "white", bold=True)
+
+    def arrow(self, start, end, colour=INK, bend=0.0, line=1.4, both=False, dashed=False) -> None:
+        self.ax.add_patch(
+            FancyArrowPatch(start, end, arrowstyle="<|-|>" if both else "-|>", mutation_scale=11, color=colour, linewidth=line,
+                            connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, linestyle=(0, (4, 2)) if dashed else "-")
+        )  # fmt: skip
+
+    def picture(self, x, y, size, pixels, edge=GREY, line=1.6) -> None:
+        ax = self.figure.add_axes((x / self.width, y / self.height, size / self.width, size / self.height))
+        _picture(ax, pixels, edge, line)
+
+    def strip(self, x, y, size, images, edge, gap=0.07, limit=4) -> float:
+        for j, pixels in enumerate(images[:limit]):
+            self.picture(x + j * (size + gap), y, size, pixels, edge)
+        return x + min(len(images), limit) * (size + gap) - gap
+
+
+@_styled
+def adp_overview(
+    shots,
+    pseudo,
+    tuning,
+    weights: Mapping[str, float],
+    tests,
+    scores: Sequence[float],
+    labels: Sequence[int],
+    *,
+    memory: Sequence[float] | None = None,
+    subtitle: str = "",
+) -> Figure:
+    """The three stages of ADP with the products of one run (our own drawing of what the paper's Figure 1 shows).
+
+    Args:
+        shots: (K, 3, H, W) the normal images; pseudo: (L, ...) drawn from the simple prompt; tuning: (L', ...) drawn
+            with c_a.
+        weights: concept -> w(c) of eq. 5, in [0, 2], e.g. {"c_n": 1.31, "c_a": 1.22}.
+        tests: (N, 3, H, W) test images; scores: (N,) final scores, higher = more anomalous; labels: (N,) 0 or 1.
+        memory: (N,) the patch-memory part of the score, drawn apart where given.
+        subtitle: which run this is ("MiniFab gear, 4 shots, seed 0, profile mini").
+    """
+    shots, pseudo, tuning, tests = (to_pixels(x) for x in (shots, pseudo, tuning, tests))
+    if not len(tests) == len(scores) == len(labels):
+        raise FsadError(f"Found {len(tests)} test images, {len(scores)} scores, {len(labels)} labels; expected as many of each.")
+    page = _Canvas(13.2, 6.9)
+    bottom, height, size = 0.25, 5.75, 0.82
+    panels = [(0.2, 3.85), (4.3, 4.2), (8.75, 4.25)]
+    tints = ["#EAF2F8", "#FDF3E1", "#EAF5F0"]
+    titles = ["Personalize: a word for “normal”", "Damage: a word that knows “anomalous”", "Detect"]
+    page.text(0.2, 6.62, "ADP: anomaly detection via personalization", 13, ha="left", bold=True)
+    page.text(0.2, 6.31, subtitle or "real products of one run", 9, "#555555", ha="left")
+    for i, ((x, w), tint, title) in enumerate(zip(panels, tints, titles, strict=True)):
+        page.box(x, bottom, w, height, tint, tint, radius=0.15)
+        page.chip(x + 0.3, bottom + height - 0.3, str(i + 1), INK, 0.34, 0.34, 10)
+        page.text(x + 0.58, bottom + height - 0.31, title, 10.5, ha="left", bold=True)
+
+    # stage 1
+    x, w = panels[0]
+    cx = x + w / 2
+    page.text(x + 0.2, 5.32, f"{len(shots)} normal images (shots)", 8.5, ha="left")
+    end = x + 0.2 + min(len(shots), 4) * (size + 0.07) - 0.07
+    page.strip(x + 0.2, 4.36, size, shots, NORMAL)
+    page.arrow(((x + 0.2 + end) / 2 if len(shots) < 3 else cx, 4.34), (cx, 3.98))
+    page.box(x + 0.2, 3.02, w - 0.4, 0.95)
+    page.text(cx, 3.78, "Textual inversion, guided by CLIP  (eq. 3)", 9, bold=True)
+    page.text(cx, 3.49, "diffusion: “a photo of a [$c_n$]” must draw the shots", 8)
+    page.text(cx, 3.23, "CLIP: the shots must look “flawless [$c_n$]”", 8)
+    page.arrow((cx, 3.0), (cx, 2.5))
+    page.chip(cx, 2.3, "$c_n$", GREEN)
+    page.text(cx + 0.45, 2.3, "normal-aware word,\nstarts from “object”", 8, "#555555", ha="left")
+    page.box(x + 0.2, 0.92, 1.65, 0.48)
+    page.text(x + 1.025, 1.16, "diffusion model", 8.5)
+    page.box(x + w - 1.85, 0.92, 1.65, 0.48)
+    page.text(x + w - 1.025, 1.16, "CLIP", 8.5)
+    page.arrow((cx - 0.15, 2.1), (x + 1.025, 1.42), GREEN)
+    page.arrow((cx + 0.15, 2.1), (x + w - 1.025, 1.42), GREEN)
+    page.text(cx, 0.62, "one vector serves both models; nothing else is trained", 8, "#555555")
+
+    # stage 2
+    x2, w2 = panels[1]
+    cx2 = x2 + w2 / 2
+    page.text(x2 + 0.2, 5.32, "a shot, edited by the diffusion model with “a photo with damage”", 8.5, ha="left")
+    page.picture(x2 + 0.2, 4.36, size, shots[0], NORMAL)
+    page.arrow((x2 + 0.2 + size, 4.36 + size / 2), (x2 + 0.2 + size + 0.48, 4.36 + size / 2))
+    page.strip(x2 + 0.2 + size + 0.5, 4.36, size, pseudo, PSEUDO, limit=3)
+    page.text(x2 + w2 - 0.18, 4.2, "pseudo-anomalies", 8, "#B06A00", ha="right")
+    page.arrow((cx2, 4.34), (cx2, 3.98))
+    page.box(x2 + 0.2, 3.02, w2 - 0.4, 0.95)
+    page.text(cx2, 3.78, "The same, and push the damaged away  (eq. 4)", 9, bold=True)
+    page.text(cx2, 3.49, "shots must look “flawless [$c_a$]”", 8, NORMAL)
+    page.text(cx2, 3.23, "pseudo-anomalies must not", 8, "#B06A00")
+    page.arrow((cx2, 3.0), (cx2, 2.5))
+    page.chip(cx2, 2.3, "$c_a$", ORANGE)
+    page.text(cx2 + 0.45, 2.3, "anomaly-aware word,\nstarts from $c_n$", 8, "#555555", ha="left")
+    page.arrow((cx + 0.33, 2.42), (cx2 - 0.34, 2.36), GREY, -0.12, dashed=True)
+    page.arrow((cx2, 2.1), (cx2, 1.66))
+    page.text(x2 + 0.2, 1.55, "new edits: “a photo of a damaged [$c_a$]”", 8.5, ha="left")
+    page.strip(x2 + 0.2, 0.55, size, tuning, PSEUDO)
+
+    # stage 3
+    x3, w3 = panels[2]
+    page.text(x3 + 0.2, 5.32, "weights: how well each word tells shots from new edits (eq. 5)", 8.5, ha="left")
+    colours = {"c_n": GREEN, "c_a": ORANGE}
+    for j, (name, value) in enumerate(list(weights.items())[:3]):
+        name = name.strip("<>")
+        y = 5.02 - 0.25 * j
+        page.text(x3 + 0.62, y, f"$w({name})$" if name in colours else f"w({name})", 9, ha="right")
+        page.box(x3 + 0.72, y - 0.09, 2.4, 0.18, "white", "white", 0, 0.02)
+        page.box(x3 + 0.72, y - 0.09, max(0.02, 2.4 * min(value, 2) / 2), 0.18, colours.get(name, GREY), "white", 0, 0.02)
+        page.text(x3 + 3.2, y, f"{value:.2f} of 2", 8, ha="left")
+    page.arrow((x2 + 0.2 + min(len(tuning), 4) * (size + 0.07), 0.98), (x3 + 0.14, 4.92), GREY, 0.1, dashed=True)
+    page.arrow((x3 + w3 / 2 + 0.12, 5.02 - 0.25 * min(len(weights), 3) + 0.1), (x3 + w3 / 2 + 0.12, 4.26))
+    cx3 = x3 + w3 / 2
+    page.box(x3 + 0.45, 3.4, w3 - 0.65, 0.84)
+    page.text(cx3 + 0.12, 4.05, "two prototypes, weighted means (eq. 6)", 9, bold=True)
+    page.text(cx3 + 0.12, 3.77, "$p_n$: “flawless [$c_n$]”, “flawless [$c_a$]”", 8, NORMAL)
+    page.text(cx3 + 0.12, 3.54, "$p_a$: “damaged [$c_n$]”, “damaged [$c_a$]”", 8, ANOMALOUS)
+    page.text(cx3 + 0.12, 3.22, "score = is the image nearer to $p_a$ (eq. 7) + patch memory", 8)
+    page.arrow((cx3 + 0.12, 3.1), (cx3 + 0.12, 2.86))
+    shown = min(len(tests), 4)
+    values = np.asarray(scores, dtype=float)
+    low, high = min(0.0, values.min()), values.max()
+    step = (w3 - 0.4) / shown
+    for j in range(shown):
+        left = x3 + 0.2 + j * step + (step - size) / 2
+        colour = ANOMALOUS if labels[j] else NORMAL
+        page.picture(left, 1.78, size, tests[j], colour)
+        page.text(left + size / 2, 2.71, "defective" if labels[j] else "good", 8, colour)
+        level = 0.02 + 0.98 * (values[j] - low) / max(high - low, 1e-12)
+        page.box(left + 0.26, 0.72, 0.3, 0.78 * level, colour, colour, 0, 0.02)
+        page.text(left + size / 2, 0.72 + 0.78 * level + 0.11, f"{values[j]:.2f}", 8.5, bold=True)
+        if memory is not None:
+            page.text(left + size / 2, 0.6, f"memory {memory[j]:.2f}", 7, "#555555")
+    page.text(cx3, 0.42, "anomaly score", 8.5)
+    return page.figure
+
+
+# ------------------------------------------------------------------------------------------------------------- saving
+
+LIMIT = 300_000
+
+
+def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
+    """Write ``name.png`` (below 300 KB) and ``name.pdf`` into ``folder`` (default: figures), atomically, without dates.
+
+    Returns:
+        The two paths. The same figure gives the same bytes.
+    """
+    from fsad_lib.tables import check_name
+
+    check_name(name)
+    folder = Path(folder) if folder is not None else project_root() / "figures"
+    with mpl.rc_context(STYLE):
+        png = _png(figure)
+        pdf = io.BytesIO()
+        figure.savefig(pdf, format="pdf", metadata={"Creator": None, "Producer": None, "CreationDate": None})
+    paths = []
+    for kind, data in (("png", png), ("pdf", pdf.getvalue())):
+        paths.append(folder / f"{name}.{kind}")
+        with replacing(paths[-1]) as temporary:
+            temporary.write_bytes(data)
+    return paths
+
+
+def _png(figure: Figure) -> bytes:
+    from PIL import Image
+
+    for dpi in (150, 120, 100, 80, 60, 45):
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+        if len(out.getvalue()) <= LIMIT:
+            return out.getvalue()
+        small = io.BytesIO()  # photographs: 256 colours are a third of the bytes
+        Image.open(out).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+        if len(small.getvalue()) <= LIMIT and dpi >= 80:
+            return small.getvalue()
+    return small.getvalue()
