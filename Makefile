@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 to 3.13 is needed, found $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Installing into $(VENV) (once; about 3 minutes and 7 GB on disk)"
+	@echo "Installing into $(VENV) (once; 3 to 6 minutes and 7 GB on disk)"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --progress-bar off -c constraints.txt -e '.[elpv,test]'
 	@touch $@
