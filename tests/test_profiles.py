@@ -73,7 +73,7 @@ def test_nothing_is_missing_when_the_files_are_there(tmp_path, monkeypatch):
 
 def fake_models(root):
     names = ["clip/open_clip_config.json", "clip/open_clip_model.safetensors", "diffusion/model_index.json"]
-    names += ["diffusion/scheduler/scheduler_config.json", "diffusion/tokenizer/vocab.json"]
+    names += ["diffusion/scheduler/scheduler_config.json"]  # no text encoder, no tokenizer: CLIP has them
     names += [f"diffusion/{p}/{f}" for p in ("vae", "unet") for f in ("config.json", "diffusion_pytorch_model.safetensors")]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -195,7 +195,7 @@ def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[
             path / "model_index.json",
             path / "scheduler" / "scheduler_config.json",
             *((path / part / "config.json") for part in ("vae", "unet")),
-            path / "tokenizer",
+            *([] if shared_text_encoder else [path / "tokenizer"]),
         ]
         missing = [p for p in wanted if not p.exists()]
         weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
