@@ -44,6 +44,7 @@ def export_clip(training: Path, out: Path) -> None:
     state |= {"token_embedding.rows": table[ids].half().contiguous(), "token_embedding.ids": ids.to(torch.int32)}
     _write_clip_config(out, train_clip.MODEL)
     save_file(state, out / "open_clip_model.safetensors", {"trained_on": "MiniFab, pretraining split", "nouns": ", ".join(NOUNS)})
+    (out / "open_clip_model.safetensors").chmod(0o644)
 
 
 def export_diffusion(vae: Path, unet: Path, out: Path) -> None:
@@ -59,6 +60,8 @@ def export_diffusion(vae: Path, unet: Path, out: Path) -> None:
         save_file(_half(state), out / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     DDIMScheduler(**train_unet.SCHEDULER).save_pretrained(out / "scheduler")
     _write_index(out, text_encoder=False)
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def _write_index(out: Path, text_encoder: bool) -> None:

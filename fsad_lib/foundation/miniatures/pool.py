@@ -1,6 +1,7 @@
 """The pretraining pool: pairs of photographs of one scene, without and with a defect, in memory-mapped chunks.
 
-    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 12
+    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 12 --sizes 0.055 0.15
+    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 6 --first 12
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CHUNK = 2000
 GRID = 16  # cells per side of the coarse defect map that helps the image tower (see train_clip)
 
 
-def make_chunk(folder: Path, index: int) -> Path:
+def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SIZES) -> Path:
     """Write chunk `index`: images (CHUNK, 2, 128, 128, 3) uint8 [good, defective]; labels (CHUNK, 3): noun, colour, kind; the share of
     defective pixels in GRID x GRID cells. Every scene has a new design. Only defect kinds of `defects.SEEN` occur."""
     target = folder / f"images-{index:03d}.npy"
@@ -36,7 +37,7 @@ def make_chunk(folder: Path, index: int) -> Path:
         scene = render.sample_scene(make_design(noun, "pretraining", rng), rng)
         kind = int(rng.integers(len(defects.SEEN)))
         images[i, 0] = render.photograph(render.render(scene), scene.seed + 2)
-        images[i, 1], mask = defects.apply(scene, defects.SEEN[kind], rng)
+        images[i, 1], mask = defects.apply(scene, defects.SEEN[kind], rng, sizes)
         labels[i] = NOUNS.index(noun), list(COLOURS).index(scene.design.colour), kind
         cells[i] = mask.reshape(GRID, block, GRID, block).mean((1, 3))
     images.flush()
@@ -61,10 +62,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/pool"))
     parser.add_argument("--chunks", type=int, default=12)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--sizes", type=float, nargs=2, default=defects.SIZES, help="range of the defects' half width")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     with ProcessPoolExecutor(args.workers) as workers:
-        for path in workers.map(make_chunk, [args.folder] * args.chunks, range(args.first, args.first + args.chunks)):
+        for path in workers.map(make_chunk, [args.folder] * args.chunks, range(args.first, args.first + args.chunks), [tuple(args.sizes)] * args.chunks):
             print(path, flush=True)
 
 

@@ -28,9 +28,9 @@ from .captions import COLOUR_NAMES, make_caption
 from .pool import CHUNK, open_pool
 from .train_clip import save_atomically
 
-MODEL = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[64, 128, 192],
+MODEL = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[64, 128, 160],
              down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-             cross_attention_dim=192, attention_head_dim=[2, 4, 6], norm_num_groups=16)
+             cross_attention_dim=192, attention_head_dim=[2, 4, 5], norm_num_groups=16)
 SCHEDULER = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 
 
