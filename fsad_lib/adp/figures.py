@@ -1,0 +1,303 @@
+"""Figures of ADP's words: what they draw, what CLIP says with them, and what moves them.
+
+Same style and rules as :mod:`fsad_lib.plots`: every function returns a closed matplotlib figure.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fsad_lib.adp.probes import ordered_pairs
+from fsad_lib.errors import FsadError
+from fsad_lib.plots import (
+    ANOMALOUS,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    NORMAL,
+    ORANGE,
+    PALE,
+    PSEUDO,
+    PURPLE,
+    RED,
+    SKY,
+    to_pixels,
+)
+from fsad_lib.plots import _math as mathematical
+from fsad_lib.plots import _picture as picture
+from fsad_lib.plots import _smooth as smooth
+from fsad_lib.plots import _styled as styled
+
+__all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
+
+GROUPS = (NORMAL, PSEUDO, ANOMALOUS, PURPLE, GREEN)
+WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
+SOFT = "#555555"
+
+
+def _word(name: str) -> str:
+    name = name.strip("<>")
+    return "TI" if name == "ti" else mathematical(name)
+
+
+@styled
+def image_rows(
+    rows: Mapping[str, object],
+    captions: Mapping[str, Sequence[str]] | None = None,
+    heads: Sequence[str] | None = None,
+    size: float = 1.25,
+    label_width: float = 1.5,
+    edges: Mapping[str, str] | None = None,
+) -> Figure:
+    """Rows of images, each with its name on the left.
+
+    Args:
+        rows: name -> (B, 3, H, W) in [0, 1]; rows may differ in length. A name may have several lines: the first is bold.
+        captions: name -> one text under each image of that row.
+        heads: a text above each column.
+        edges: name -> colour of the frames.
+    """
+    pixels = {name: to_pixels(x) for name, x in rows.items()}
+    if not pixels or not all(len(p) for p in pixels.values()):
+        raise FsadError("image_rows needs at least one row, and at least one image in each.")
+    captions, edges = captions or {}, edges or {}
+    wrong = [name for name, texts in captions.items() if len(texts) != len(pixels.get(name, ()))]
+    if wrong:
+        raise FsadError(f"rows {wrong}: expected one caption for each image of an existing row.")
+    columns = max(map(len, pixels.values()))
+    heights = [size + (0.2 if name in captions else 0.0) for name in pixels]
+    top = 0.28 if heads else 0.05
+    width, height = label_width + columns * (size + 0.06), sum(heights) + 0.06 * len(heights) + top
+    figure = plt.figure(figsize=(width, height))
+    y = height - top
+    for name, tall in zip(pixels, heights, strict=True):
+        first, _, rest = name.partition("\n")
+        middle = (y - size / 2) / height
+        figure.text(0.04 / width, middle + (0.09 / height if rest else 0), first, fontsize=9, fontweight="bold", va="center")
+        if rest:
+            figure.text(0.04 / width, middle - 0.03 / height, rest, fontsize=8, va="top", color=SOFT)
+        for j, image in enumerate(pixels[name]):
+            x = label_width + j * (size + 0.06)
+            ax = figure.add_axes((x / width, (y - size) / height, size / width, size / height))
+            picture(ax, image, edges.get(name))
+            if name in captions:
+                ax.set_xlabel(captions[name][j], fontsize=8, labelpad=2)
+            if heads and y == height - top and j < len(heads):
+                ax.set_title(heads[j], fontsize=8.5, loc="center", pad=3)
+        y -= tall + 0.06
+    return figure
+
+
+@styled
+def word_strips(table: pd.DataFrame, normal: str | None = None, label: str = "P(flawless [c] | image)") -> Figure:
+    """One row a word, one dot an image: does the word keep the normal images apart from the damaged ones?
+
+    Args:
+        table: :func:`fsad_lib.adp.probes.p_normal`: word, group, image, p_normal.
+        normal: the group that should lie to the right; the first by default. Beside each row stands, for every other group, the share
+            of pairs in the right order (1 = perfect, 0.5 = chance).
+    """
+    words, groups = list(dict.fromkeys(table["word"])), list(dict.fromkeys(table["group"]))
+    normal = normal or groups[0]
+    others = [group for group in groups if group != normal]
+    if normal not in groups:
+        raise FsadError(f"No group {normal!r}; found {', '.join(groups)}.")
+    values = {key: block["p_normal"].to_numpy(float) for key, block in table.groupby(["word", "group"], sort=False)}
+    colours = dict(zip([normal, *others], GROUPS, strict=False))
+    figure, ax = plt.subplots(figsize=(7.6, 0.42 + (0.2 + 0.17 * len(groups)) * len(words) + 0.5), layout="constrained")
+    lanes = np.linspace(-0.3, 0.3, len(groups)) if len(groups) > 1 else [0.0]
+    for row, word in enumerate(words):
+        for lane, group in zip(lanes, [normal, *others], strict=True):
+            v = values[word, group]
+            ax.plot(v, np.full(len(v), row + lane), "o", color=colours[group], alpha=0.55, markeredgewidth=0, markersize=5.5)
+            ax.plot([np.median(v)] * 2, [row + lane - 0.09, row + lane + 0.09], color=colours[group], linewidth=2.4)
+        for lane, group in zip(lanes[1:], others, strict=True):
+            share = ordered_pairs(values[word, normal], values[word, group])
+            ax.text(1.02, row + lane, f"{share:.2f}", transform=ax.get_yaxis_transform(), fontsize=9, va="center",
+                    color=colours[group], fontweight="bold")  # fmt: skip
+        if row:
+            ax.axhline(row - 0.5, color=PALE, linewidth=1.2)
+    every = np.concatenate(list(values.values()))
+    low, high = min(every.min(), 0.45), max(every.max(), 0.55)
+    pad = 0.04 * (high - low)
+    ax.set(xlim=(max(low - pad, -0.02), min(high + pad, 1.02)), ylim=(len(words) - 0.5, -0.5), xlabel=label)
+    ax.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+    ax.set_yticks(range(len(words)), [_word(word) for word in words], fontsize=10)
+    ax.grid(axis="y", visible=False)
+    if others:
+        ax.text(1.02, -0.56, "pairs in\nright order", transform=ax.get_yaxis_transform(), fontsize=7.5, color=SOFT, va="bottom")
+    for group in [normal, *others]:
+        ax.plot([], [], "o", color=colours[group], label=group)
+    figure.legend(loc="outside lower center", ncols=len(groups))
+    return figure
+
+
+@styled
+def hinge_plot(before: Sequence[float], after: Sequence[float], gamma: float, names: tuple[str, str] = ("c_n", "c_a")) -> Figure:
+    """The hinge (P - gamma)^+ of eq. 4 with the pseudo-anomalies on it, under the word before and after learning."""
+    p = np.linspace(0, 1, 201)
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.5), sharey=True, layout="constrained")
+    for ax, values, name in zip(axes, (before, after), names, strict=True):
+        v = np.asarray(values, dtype=float)
+        inside = v <= gamma
+        ax.axvspan(0, gamma, color="#EAF5F0", linewidth=0)
+        ax.plot(p, np.maximum(p - gamma, 0), color=INK, linewidth=1.2)
+        ax.plot(v, np.maximum(v - gamma, 0), "o", color=PSEUDO, alpha=0.75, markeredgewidth=0, markersize=7)
+        ax.set(xlim=(0, 1), xlabel="P(flawless [c] | pseudo-anomaly)")
+        ax.set_title(f"{_word(name)}: {inside.sum()} of {len(v)} at rest, mean penalty {np.maximum(v - gamma, 0).mean():.3f}")
+    axes[0].set_ylabel("penalty")
+    axes[0].text(gamma / 2, 0.9 * max(1 - gamma, 0.05), "at rest:\nno gradient", ha="center", va="top", color=GREEN, fontsize=8)
+    return figure
+
+
+@styled
+def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *, gamma: float, tau: float) -> Figure:
+    """Why ADP works or not, on one page: the three terms of eq. 2 to 4 per step, and what tau does to them.
+
+    Args:
+        trace: concept, step, denoising_loss, p_normal, hinge.
+        sweep: :func:`fsad_lib.adp.concepts.tau_sweep` on images that eq. 4 must push down.
+        gradients: :func:`fsad_lib.adp.probes.gradient_sweep`: tau, clip_gradient, denoising_gradient.
+        gamma, tau: the values in use.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained")
+    _terms(axes[0], trace, gamma)
+    top = axes[1]
+    captions = (
+        ("p_normal", "P(flawless | pseudo-anomaly)", "small τ: every answer is 0 or 1"),
+        ("gradient", "|dP / d similarity|", "a saturated answer has no slope"),
+    )
+    for ax, (column, title, caption) in zip(top, captions, strict=False):
+        for _, one in sweep.groupby("image"):
+            ax.plot(one["tau"], one[column], color=ORANGE, alpha=0.3, linewidth=0.9)
+        middle = sweep.groupby("tau")[column].median()
+        ax.plot(middle.index, middle, color=ORANGE, marker="o")
+        _head(ax, title, caption)
+    ax = top[2]
+    ax.plot(gradients["tau"], gradients["clip_gradient"], color=ORANGE, marker="o", label="CLIP term (times α)")
+    ax.plot(gradients["tau"], gradients["denoising_gradient"], color=INK, linestyle="--", label="denoising term")
+    ax.set_yscale("log")
+    _head(ax, "Pull on the word", "length of each term's gradient with respect to c")
+    ax.legend(loc="best")
+    top[0].set_ylim(-0.02, 1.02)
+    for ax in top:
+        ax.set(xscale="log", xlabel="τ")
+        ax.axvline(tau, color=RED, linewidth=1.2, linestyle="--")
+    top[0].annotate(f"used here: {tau:g}", (tau, 0), xycoords=("data", "axes fraction"), xytext=(4, 6), textcoords="offset points",
+                    color=RED, fontsize=8)  # fmt: skip
+    return figure
+
+
+def _head(ax: Axes, title: str, caption: str) -> None:
+    ax.set_title(f"{title}\n", fontsize=10, fontweight="bold")
+    ax.text(0, 1.03, caption, transform=ax.transAxes, fontsize=7.5, color=SOFT)
+
+
+def _terms(axes: Sequence[Axes], trace: pd.DataFrame, gamma: float) -> None:
+    panels = (
+        ("denoising_loss", "Denoising loss", "does the word draw the shots? lower is better"),
+        ("p_normal", "P(flawless | shot)", "does CLIP call the shots flawless? higher is better"),
+        ("hinge", "Hinge of eq. 4", f"pseudo-anomalies still called flawless, above γ = {gamma:g}"),
+    )
+    for ax, (column, title, caption) in zip(axes, panels, strict=True):
+        for concept, block in trace.groupby("concept", sort=False):
+            values = block[column].to_numpy(float)
+            if np.isfinite(values).any():
+                colour = WORDS.get(str(concept).strip("<>"), BLUE)
+                ax.plot(block["step"], values, color=colour, alpha=0.25, linewidth=0.9)
+                ax.plot(block["step"], smooth(values, max(1, len(values) // 6)), color=colour, label=_word(str(concept)))
+        _head(ax, title, caption)
+        ax.set_xlabel("step")
+    axes[1].set_ylim(0, 1)
+    axes[1].axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+    axes[2].set_ylim(bottom=0)
+    axes[1].legend(loc="lower right")
+
+
+@styled
+def weight_bars(details: Mapping[str, Mapping[str, float]], used: Sequence[str] = ("c_n", "c_a", "label")) -> Figure:
+    """Eq. 5 in its two halves, one bar a word: P(flawless | shots) + P(damaged | pseudo-anomalies).
+
+    Args:
+        details: word -> {"p_normal_shots": ..., "p_normal_pseudo": ...}.
+        used: the words that eq. 6 mixes; the others are drawn pale.
+    """
+    figure, ax = plt.subplots(figsize=(7.2, 0.38 * len(details) + 1.0), layout="constrained")
+    for row, (word, values) in enumerate(details.items()):
+        shots, pseudo = values["p_normal_shots"], 1 - values["p_normal_pseudo"]
+        alpha = 1.0 if word in used else 0.35
+        ax.barh(row, shots, 0.62, color=NORMAL, alpha=alpha)
+        ax.barh(row, pseudo, 0.62, left=shots, color=PSEUDO, alpha=alpha)
+        ax.text(shots + pseudo + 0.02, row, f"{shots + pseudo:.2f}", va="center", fontsize=9, fontweight="bold")
+    ax.axvline(1, color=INK, linewidth=1, linestyle=":")
+    ax.set(xlim=(0, 2.12), ylim=(len(details) - 0.4, -0.6), xlabel="w(c) of eq. 5   (dotted: a word that knows nothing; 2: a perfect one)")
+    ax.set_yticks(range(len(details)), [_word(word) for word in details], fontsize=10)
+    ax.grid(axis="y", visible=False)
+    ax.barh(0, 0, color=NORMAL, label="P(flawless | shots)")
+    ax.barh(0, 0, color=PSEUDO, label="P(damaged | pseudo-anomalies)")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
+def spoil_plot(table: pd.DataFrame, partner: float, names: tuple[str, str] = ("c_a", "c_n")) -> Figure:
+    """Eq. 5 and 6 while one word is spoiled: its weight, and its share of the mix.
+
+    Args:
+        table: share (of the word that is chance), seed, weight, apart (pairs in the right order under the spoiled word).
+        partner: weight of the other word, which stays as it is.
+        names: the spoiled word and its partner.
+    """
+    spoiled, other = (_word(name) for name in names)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.7), layout="constrained")
+    table = table.assign(mix=table["weight"] / (table["weight"] + partner))
+    panels = (
+        ("apart", f"What {spoiled} still knows", "shots and pseudo-anomalies in the right order"),
+        ("weight", "Its weight (eq. 5)", "1: a word that knows nothing"),
+        ("mix", "Its share of the mix (eq. 6)", "0.5: equal weights"),
+    )
+    for ax, (column, title, caption) in zip(axes, panels, strict=True):
+        for _, one in table.groupby("seed"):
+            ax.plot(one["share"], one[column], color=ORANGE, alpha=0.35, linewidth=1)
+        mean = table.groupby("share")[column].mean()
+        ax.plot(mean.index, mean, color=ORANGE, marker="o", label=f"{spoiled}, spoiled")
+        _head(ax, title, caption)
+        ax.set_xlabel("share of the word that is chance")
+    axes[0].set_ylim(-0.03, 1.03)
+    axes[1].axhline(partner, color=GREEN, label=f"{other}, as it is")
+    axes[1].axhline(1, color=INK, linewidth=1, linestyle=":")
+    axes[1].set_ylim(0, 2)
+    axes[1].legend(loc="lower left")
+    axes[2].axhline(0.5, color=INK, linewidth=1, linestyle=":")
+    axes[2].set_ylim(0, 1)
+    return figure
+
+
+@styled
+def strength_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
+    """SDEdit's strength: how damaged CLIP finds the edits, and how much of the shot is left.
+
+    ``table``: prompt, strength, p_damaged, likeness (cosine of CLIP's embeddings of edit and shot); several rows of each are averaged.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.8), layout="constrained")
+    panels = (
+        ("p_damaged", "P(damaged | edit)", "what CLIP sees; higher = more damaged"),
+        ("likeness", "Likeness to the shot", "cosine of the embeddings; 1 = the same"),
+    )
+    for ax, (column, title, caption) in zip(axes, panels, strict=True):
+        for (prompt, block), colour in zip(table.groupby("prompt", sort=False), (ORANGE, BLUE, GREEN, PURPLE) * 3, strict=False):
+            mean = block.groupby("strength")[column].agg(["mean", "min", "max"])
+            ax.plot(mean.index, mean["mean"], color=colour, marker="o", label=prompt)
+            ax.fill_between(mean.index, mean["min"], mean["max"], color=colour, alpha=0.12, linewidth=0)
+        _head(ax, title, caption)
+        ax.set_xlabel("strength")
+        if chosen is not None:
+            ax.axvline(chosen, color=RED, linewidth=1.2, linestyle="--")
+    axes[0].axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

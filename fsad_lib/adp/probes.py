@@ -1,0 +1,247 @@
+"""Simple measurements that tell what a word knows, before any test image is touched.
+
+A probe compares words on images that differ in one thing alone: a shot and the same shot with a scratch, the same noise
+taken out of the same latent, the same word with a part of it replaced by chance.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fsad_lib.adp.concepts import p_clip
+from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.diffusion import generator
+
+__all__ = ["apart", "denoising_probe", "gradient_sweep", "ordered_pairs", "p_normal", "scratch", "spoil", "weights_digest"]
+
+
+def scratch(x: Tensor, seed: int | str = 0, width: float = 0.012, opacity: float = 0.8) -> Tensor:
+    """Images with one thin, slightly bent scratch each, through the middle half: a damage that no model has drawn.
+
+    Args:
+        x: (B, 3, H, W) in [0, 1].
+        seed: image i draws from ``generator(seed, "scratch", i)``.
+        width: half width as a share of the image's side. opacity: in (0, 1].
+
+    Returns:
+        (B, 3, H, W) in [0, 1]; darker than a bright surface, brighter than a dark one.
+
+    Example:
+        >>> x = torch.full((1, 3, 64, 64), 0.7)
+        >>> changed = (scratch(x) != x).any(1).float().mean()
+        >>> 0.005 < changed.item() < 0.05
+        True
+    """
+    if not 0 < width < 0.5 or not 0 < opacity <= 1:
+        raise FsadError(f"found width {width}, opacity {opacity}; expected 0 < width < 0.5 and 0 < opacity <= 1.")
+    height, wide = x.shape[-2:]
+    v, u = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height, (torch.arange(wide) + 0.5) / wide, indexing="ij"
+    )
+    places = torch.stack([u, v], -1).view(-1, 2)
+    pixel, out = 1 / min(height, wide), []
+    for i, image in enumerate(x):
+        r = torch.rand(5, generator=generator(seed, "scratch", i))
+        angle, middle = r[0] * torch.pi, 0.4 + 0.2 * r[1:3]
+        along = torch.stack([angle.cos(), angle.sin()])
+        across = torch.stack([-along[1], along[0]])
+        s = torch.linspace(-1, 1, 96)[:, None]
+        line = middle + (0.14 + 0.08 * r[3]) * s * along + 0.06 * (r[4] - 0.5) * s**2 * across
+        near = torch.cdist(places, line).amin(1).view(height, wide)
+        cover = ((width - near) / pixel + 0.5).clamp(0, 1).to(x) * opacity
+        bright = (image.mean(0) * cover).sum() / cover.sum().clamp_min(1e-6) > 0.4
+        target = image * 0.25 if bright else 0.3 + 0.7 * image
+        out.append(image * (1 - cover) + target * cover)
+    return torch.stack(out) if out else x
+
+
+@torch.no_grad()
+def denoising_probe(
+    diffusion: Any,
+    x: Tensor,
+    words: Sequence[str],
+    concepts: Mapping[str, Tensor] | None = None,
+    *,
+    template: str = "a photo of a {}",
+    draws: int = 8,
+    seed: int | str = 0,
+    batch_size: int = 16,
+) -> dict[str, float]:
+    """Denoising loss of eq. 2 for several words at the same timesteps and noise, so that the words can be compared.
+
+    The loss of a training step swings with its timestep and noise; here ``draws`` timesteps, evenly spread, are fixed.
+
+    Args:
+        diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`. x: (B, 3, H, W) in [0, 1].
+        words: words and placeholders. concepts: placeholder -> vector.
+
+    Returns:
+        word -> mean loss over B images and ``draws`` timesteps.
+    """
+    if len(x) == 0 or draws < 1:
+        raise FsadError(f"found {len(x)} images and draws = {draws}; each must be at least 1.")
+    mean, _ = diffusion.posterior(x)
+    z = mean.repeat_interleave(draws, 0)
+    steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
+    t = steps.long().to(mean.device).repeat(len(mean))
+    eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
+    text = diffusion.encode_prompt([template.format(word) for word in words], concepts)
+    losses = {}
+    for word, states in zip(words, text, strict=True):
+        parts = [
+            diffusion.denoising_loss(z[i], states.expand(len(i), -1, -1), t[i], eps[i])
+            for i in torch.arange(len(z), device=z.device).split(batch_size)
+        ]
+        losses[word] = torch.cat(parts).mean().item()
+    return losses
+
+
+def gradient_sweep(
+    clip: Any,
+    diffusion: Any,
+    x: Tensor,
+    pushed: Tensor,
+    c: Tensor,
+    taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
+    *,
+    alpha: float = 1.0,
+    templates: Sequence[str] = TEMPLATES,
+    draws: int = 4,
+    seed: int | str = 0,
+) -> pd.DataFrame:
+    """How hard each term of eq. 3 and 4 pulls on the word, for several temperatures.
+
+    Args:
+        x: (K, 3, H, W) shots, for the denoising term, at ``draws`` fixed timesteps.
+        pushed: (L, 3, H, W) images of the CLIP term, e.g. pseudo-anomalies. c: (token_dim,) the word.
+        alpha: weight of the CLIP term.
+
+    Returns:
+        One row a tau: tau, clip_gradient = |alpha d mean P_CLIP / dc|, denoising_gradient (the same in every row).
+    """
+    c = c.detach().float().to(diffusion.device).requires_grad_(True)
+    mean, _ = diffusion.posterior(x)
+    z = mean.repeat_interleave(draws, 0)
+    steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
+    t = steps.long().to(mean.device).repeat(len(mean))
+    eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
+    text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(z), -1, -1)
+    loss = diffusion.denoising_loss(z, text, t, eps).mean()
+    pull = torch.autograd.grad(loss, c)[0].norm().item()
+
+    f = clip.encode_image(pushed).to(c)
+    g_n, g_a = (g.mean(0).to(c) for g in state_embeddings(clip, "<c>", {"<c>": c}, templates))
+    margin = torch.cosine_similarity(f, g_n[None]) - torch.cosine_similarity(f, g_a[None])
+    slopes = torch.stack([torch.autograd.grad(m, c, retain_graph=True)[0] for m in margin]).double()
+    rows = []
+    for tau in taus:  # dP/dc = P (1 - P) / tau * d margin / dc
+        p = torch.sigmoid(margin.detach().double() / tau)
+        clip_pull = alpha * (p * (1 - p) / tau)[:, None].mul(slopes).mean(0).norm().item()
+        rows.append({"tau": tau, "clip_gradient": clip_pull, "denoising_gradient": pull})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def p_normal(
+    clip: Any,
+    groups: Mapping[str, Tensor],
+    words: Mapping[str, str] | Sequence[str],
+    concepts: Mapping[str, Tensor] | None = None,
+    *,
+    tau: float,
+    templates: Sequence[str] = TEMPLATES,
+) -> pd.DataFrame:
+    """P_CLIP(S_n(c) | x) of eq. 1 for groups of images and several words.
+
+    Args:
+        clip: :class:`fsad_lib.foundation.clip.CLIP`.
+        groups: name -> images (B, 3, H, W) in [0, 1].
+        words: name -> word or placeholder, or just the words. concepts: placeholder -> vector.
+
+    Returns:
+        One row for each word, group and image: word, group, image (its number in the group), p_normal.
+    """
+    words = words if isinstance(words, Mapping) else {word: word for word in words}
+    f = {name: clip.encode_image(x) for name, x in groups.items()}
+    rows = []
+    for name, word in words.items():
+        g_n, g_a = (g.mean(0) for g in state_embeddings(clip, word, concepts, templates))
+        for group, features in f.items():
+            p = p_clip(features, g_n, g_a, tau).tolist()
+            rows += [{"word": name, "group": group, "image": i, "p_normal": v} for i, v in enumerate(p)]
+    return pd.DataFrame(rows, columns=["word", "group", "image", "p_normal"])
+
+
+def ordered_pairs(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """Share of pairs (one of each group) in the expected order, ties counted half: the AUROC, in words.
+
+    Example:
+        >>> ordered_pairs([0.9, 0.5], [0.5, 0.1])
+        0.875
+    """
+    a, b = (torch.as_tensor([float(v) for v in values], dtype=torch.float64) for values in (higher, lower))
+    if not len(a) or not len(b):
+        raise FsadError(f"found {len(a)} and {len(b)} values; each group needs at least one.")
+    difference = a[:, None] - b[None]
+    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+
+
+def apart(table: pd.DataFrame, normal: str | None = None) -> pd.DataFrame:
+    """How well each word keeps the normal images from every other group: :func:`ordered_pairs`, words x groups.
+
+    Args:
+        table: what :func:`p_normal` returns. normal: the group of normal images; the first by default.
+
+    Example:
+        >>> rows = [("gear", "shots", 0, 0.9), ("gear", "edits", 0, 0.4), ("gear", "edits", 1, 0.95)]
+        >>> apart(pd.DataFrame(rows, columns=["word", "group", "image", "p_normal"])).loc["gear", "edits"]
+        np.float64(0.5)
+    """
+    groups = list(dict.fromkeys(table["group"]))
+    normal = normal or groups[0]
+    if normal not in groups:
+        raise FsadError(f"no group {normal!r} in the table; found {', '.join(groups)}.")
+    values = {key: block["p_normal"] for key, block in table.groupby(["word", "group"], sort=False)}
+    words = list(dict.fromkeys(table["word"]))
+    return pd.DataFrame(
+        {g: [ordered_pairs(values[w, normal], values[w, g]) for w in words] for g in groups if g != normal}, words
+    )
+
+
+def weights_digest(*modules: torch.nn.Module) -> str:
+    """SHA-256 over every weight and buffer of some models: the same before and after, nothing has moved.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> before = weights_digest(layer)
+        >>> _ = layer.weight.data.add_(1)
+        >>> weights_digest(layer) == before
+        False
+    """
+    h = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            h.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def spoil(c: Tensor, share: float, seed: int | str = 0) -> Tensor:
+    """A word with a share of it replaced by a random vector of the same length.
+
+    Args:
+        c: (token_dim,). share: in [0, 1]; 0 leaves the word alone, 1 leaves only chance.
+
+    Example:
+        >>> c = torch.tensor([3.0, 4.0])
+        >>> torch.equal(spoil(c, 0.0), c), round(spoil(c, 1.0).norm().item(), 3)
+        (True, 5.0)
+    """
+    if not 0 <= share <= 1:
+        raise FsadError(f"share is {share}, expected a number in [0, 1].")
+    noise = torch.randn(c.shape, generator=generator(seed, "spoil")).to(c)
+    return (1 - share) * c + share * noise * (c.norm() / noise.norm())
