@@ -473,6 +473,19 @@ class Run:
         i = self.identity
         return shots.take(self.table(), i["dataset"], i["category"], i["seed"], i["shots"])
 
+    def check_inputs(self) -> None:
+        """Raise one :class:`FsadError` that names every missing checkpoint and what is wrong with the data; loads no model."""
+        from fsad_lib.profiles import missing_checkpoints
+
+        problems = []
+        for check in (lambda: missing_checkpoints(self.profile), self.table):
+            try:
+                check()
+            except FsadError as error:
+                problems.append(str(error))
+        if problems:
+            raise FsadError("\n".join(problems))
+
     # products
 
     @property

@@ -168,6 +168,7 @@ def personalize(run: Run) -> Personalized:
         run: a run of stage "10_personalize"; its profile's section ``adp`` holds all hyper-parameters.
     """
     adp, made = run.profile.adp, ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
+    run.check_inputs()
     paths = run.shot_paths()
     x = datasets.read_images(paths, run.profile.diffusion.image_size)
     if not run.has(*made):
@@ -223,6 +224,7 @@ def synthesize(run: Run) -> Synthesized:
         run: a run of stage "20_synthesize".
     """
     adp, made = run.profile.adp, ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
+    run.check_inputs()
     label = datasets.class_name(run.dataset, run.category)
     if not run.has(*made):
         clip, diffusion = load_models(run.profile)
@@ -292,6 +294,7 @@ def evaluate(run: Run) -> Evaluated:
         run: a run of stage "40_evaluate".
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
+    run.check_inputs()
     if not run.has(*made):
         test = run.table().query("split == 'test'").reset_index(drop=True)
         scores, maps, pixel = _score(run, test)
@@ -318,7 +321,6 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
     from fsad_lib.winclip.windows import extract
 
     p, device = run.profile, _device()
-    missing_checkpoints(p)
     if test.empty:
         raise FsadError(
             f"no test images in {run.dataset}/{run.category}; put the images to judge into its test/ folder."

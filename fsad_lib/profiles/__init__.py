@@ -191,26 +191,30 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
 
 def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[Path]:
     if section == "diffusion":
-        wanted = [
-            path / "model_index.json",
-            path / "scheduler" / "scheduler_config.json",
-            *((path / part / "config.json") for part in ("vae", "unet")),
-            *([] if shared_text_encoder else [path / "tokenizer"]),
-        ]
-        missing = [p for p in wanted if not p.exists()]
-        weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-        for part in ("vae", "unet"):
-            if not any((path / part).glob("*.safetensors")):
-                missing.append(path / part / weights[0])
-        needs_text_encoder = not shared_text_encoder or (path / "text_encoder").is_dir()
-        if needs_text_encoder and not any((path / "text_encoder").glob("*.safetensors")):
-            missing.append(path / "text_encoder" / "model.safetensors")
-        return missing
+        return _missing_in_hub_folder(path, shared_text_encoder)
     if section in ("clip", "winclip_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
-        files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        files = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         missing = [path / "open_clip_config.json"] if not (path / "open_clip_config.json").is_file() else []
         return missing if any((path / f).is_file() for f in files) else [*missing, path / files[0]]
     return [] if path.is_file() or (path.is_dir() and section == "backbone") else [path]
+
+
+def _missing_in_hub_folder(path: Path, shared_text_encoder: bool) -> list[Path]:
+    """``shared_text_encoder``: text encoder and tokenizer may be absent, CLIP's stand in for them (mini only)."""
+    files = [path / "model_index.json", path / "scheduler" / "scheduler_config.json"]
+    missing = [file for file in files if not file.is_file()]
+    stems = {"unet": ["diffusion_pytorch_model"], "vae": ["diffusion_pytorch_model"]}
+    if not shared_text_encoder or (path / "text_encoder").is_dir():
+        stems["text_encoder"] = ["model", "pytorch_model"]
+    for part, names in stems.items():
+        if not (path / part / "config.json").is_file():
+            missing.append(path / part / "config.json")
+        if not any(f for stem in names for end in ("safetensors", "bin") for f in (path / part).glob(f"{stem}*.{end}")):
+            missing.append(path / part / f"{names[0]}.safetensors")
+    tokenizer = path / "tokenizer"
+    if (not shared_text_encoder or tokenizer.is_dir()) and not (tokenizer / "tokenizer.json").is_file():
+        missing += [tokenizer / name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
+    return missing
 
 
 def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECTIONS) -> None:
