@@ -25,7 +25,7 @@ from typing import Any
 
 from fsad_lib.errors import FsadError
 
-MACHINERY = frozenset({"__main__", "errors", "pipeline", "plots", "profiles", "runs", "tables"})
+MACHINERY = frozenset({"__main__", "errors", "pipeline", "plots", "profiles", "report", "runs", "tables"})
 """Top-level modules that cannot change a stage's products; the profile enters a fingerprint by its values."""
 
 UPSTREAM = {
