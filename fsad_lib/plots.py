@@ -116,8 +116,8 @@ def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: f
     return figure
 
 
-def _blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The image in grey with the map over it: the hotter, the more opaque."""
+def blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W, 3) image in grey with the (h, w) map over it, from ``low`` (clear) to ``high`` (hot)."""
     level = np.clip((map_ - low) / max(high - low, 1e-12), 0, 1)
     if level.shape != pixels.shape[:2]:
         from skimage.transform import resize
@@ -147,7 +147,7 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
     )
     for row, picture, map_, i in zip(axes, pixels, maps, range(len(pixels)), strict=True):
         _picture(row[0], picture)
-        _picture(row[1], _blend(picture, map_, low, high))
+        _picture(row[1], blend(picture, map_, low, high))
         if masks is not None:
             mask = np.asarray(masks[i]).astype(float)
             _picture(row[2], picture)
@@ -160,7 +160,7 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
     for ax, head in zip(axes[0], ("image", "anomaly map", "true defect"), strict=False):
         ax.set_title(head, fontsize=9, loc="center")
     bar = figure.colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "inferno"), ax=axes[:, 1], shrink=0.8, aspect=30, pad=0.02
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "inferno"), ax=axes[:, -1], shrink=0.8, aspect=30, pad=0.02
     )
     bar.set_label("anomaly score of a pixel", fontsize=8)
     bar.outline.set_visible(False)
@@ -200,16 +200,16 @@ def contact_sheet(
     for ax, i in zip(axes.flat, shown, strict=False):
         pixels = to_pixels(read_image(paths[i], size))[0]
         if maps is not None:
-            pixels = np.concatenate([pixels, np.ones((4, size, 3)), _blend(pixels, maps[i], low, high)])
+            pixels = np.concatenate([pixels, np.ones((4, size, 3)), blend(pixels, maps[i], low, high)])
         label = -1 if labels is None else int(labels[i])
         ax.set_axis_on()
         _picture(ax, pixels, {0: BLUE, 1: RED}.get(label), 2.4)
-        name = Path(paths[i]).name
+        name = "/".join(Path(paths[i]).parts[-2:])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left")
     head = title or "Most anomalous first"
     if len(order) > limit:
-        head += f"   (the {limit - 6} highest and the 6 lowest of {len(order)})"
+        head += f"{'' if head.endswith(chr(10)) else '   '}(the {limit - 6} highest and the 6 lowest of {len(order)})"
     if labels is not None and set(map(int, labels)) - {-1}:
         head += "   frame: red = defective, blue = good"
     figure.suptitle(head, x=0.01, ha="left", fontsize=10)
@@ -247,7 +247,7 @@ def trace_plot(traces: pd.DataFrame | Mapping[str, pd.DataFrame], gamma: float |
         for (name, trace), spare in zip(traces.items(), (BLUE, RED, SKY, PURPLE, GREEN) * 3, strict=False):
             if column not in trace or trace[column].isna().all():
                 continue
-            if column == "hinge" and name not in ("", "c_a") and not trace[column].any():
+            if column == "hinge" and name != "c_a" and not trace[column].any():
                 continue
             colour, values = colours.get(name, spare), trace[column].to_numpy(float)
             ax.plot(trace["step"], values, color=colour, alpha=0.25, linewidth=0.9)
@@ -302,7 +302,7 @@ def roc(predictions: pd.DataFrame, methods: Sequence[str] = ("adp",), part: str 
     """Small ROC curves of one run, from its long table (label, method, part, score)."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    figure, ax = plt.subplots(figsize=(3.1, 3.1), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=":")
     for method in methods:
         rows = predictions[(predictions.method == method) & predictions.label.isin([0, 1])]
@@ -311,9 +311,10 @@ def roc(predictions: pd.DataFrame, methods: Sequence[str] = ("adp",), part: str 
             raise FsadError(f"No ROC for {method!r}: expected scores of good and of defective images, found {len(rows)} rows.")
         fpr, tpr, _ = roc_curve(rows.label, rows.score)
         colour, _, line = LOOKS.get(method, (GREY, "o", "-"))
-        ax.plot(fpr, tpr, color=colour, linestyle=line, label=f"{_label(method)} {roc_auc_score(rows.label, rows.score):.2f}")
+        ax.plot(fpr, tpr, color=colour, linestyle=line, label=f"{_label(method)}: {roc_auc_score(rows.label, rows.score):.2f}")
     ax.set(xlabel="good parts called defective", ylabel="defective parts found", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
-    ax.legend(loc="lower right", title="image AUROC", title_fontsize=8)
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1), title="image AUROC", title_fontsize=8)
+    legend.set_alignment("left")
     return figure
 
 
@@ -370,14 +371,20 @@ def auroc_against_shots(
     ]  # fmt: skip
     if not panels:
         raise FsadError("Nothing to draw: no run is complete and nothing is reported. Run the grid first.")
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 1.9, 2.9 * rows), squeeze=False, layout="constrained")
+    lines = [[p for p in panels if p[1].reported.notna().any()], [p for p in panels if p[1].reported.isna().all()]]
+    lines = [line[i : i + 3] for line in lines for i in range(0, len(line), 3)]
+    columns = max(map(len, lines))
+    figure, axes = plt.subplots(
+        len(lines), columns, figsize=(2.9 * columns + 2.1, 2.9 * len(lines)), squeeze=False, layout="constrained"
+    )
+    for line, row in zip(lines, axes, strict=True):
+        for ax in row[len(line) :]:
+            _no_axis(ax)
+    used = [ax for line, row in zip(lines, axes, strict=True) for ax in row[: len(line)]]
+    panels = [panel for line in lines for panel in line]
     shots = sorted(table.shots.unique())
     handles: dict[str, object] = {}
-    for ax in axes.flat[len(panels) :]:
-        _no_axis(ax)
-    for ax, ((data_set, profile), block) in zip(axes.flat, panels, strict=False):
+    for ax, ((data_set, profile), block) in zip(used, panels, strict=True):
         for j, key in enumerate(keys):
             rows_of = block[block.key == key].sort_values("shots")
             colour, marker, line = LOOKS.get(key, (GREY, "o", "-"))
@@ -393,13 +400,14 @@ def auroc_against_shots(
                 (handle,) = ax.plot(where, said.reported, color=colour, marker=marker, markerfacecolor="white", linestyle="-",
                                     linewidth=0.7, markeredgewidth=1.4)  # fmt: skip
                 handles.setdefault(f"{_label(key)}, reported", handle)
-        state = "not run; reported values only" if block.ours.isna().all() else f"profile {profile}"
+        state = "reported by the paper; not run here" if block.ours.isna().all() else f"profile {profile}"
         ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold")
         ax.text(0, 1.03, state, transform=ax.transAxes, fontsize=8, color="#555555")
         ax.set_xticks(range(len(shots)), [str(k) for k in shots])
-        ax.set(xlabel="normal images (shots)", ylabel="image AUROC, %")
+        ax.set(xlabel="normal images (shots)", ylabel="image AUROC, %" if ax in axes[:, 0] else "")
         ax.margins(x=0.12)
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+    names = sorted(handles, key=lambda name: name.endswith("reported"))
+    figure.legend([handles[name] for name in names], names, loc="outside right upper")
     return figure
 
 
@@ -622,7 +630,7 @@ def adp_overview(
     page.text(cx3 + 0.12, 4.05, "two prototypes, weighted means (eq. 6)", 9, bold=True)
     page.text(cx3 + 0.12, 3.77, "$p_n$: “flawless [$c_n$]”, “flawless [$c_a$]”", 8, NORMAL)
     page.text(cx3 + 0.12, 3.54, "$p_a$: “damaged [$c_n$]”, “damaged [$c_a$]”", 8, ANOMALOUS)
-    page.text(cx3 + 0.12, 3.22, "score = is the image nearer to $p_a$ (eq. 7) + patch memory", 8)
+    page.text(cx3 + 0.12, 3.22, "score = P($p_a$ rather than $p_n$), eq. 7, + patch memory", 8)
     page.arrow((cx3 + 0.12, 3.1), (cx3 + 0.12, 2.86))
     shown = min(len(tests), 4)
     values = np.asarray(scores, dtype=float)
@@ -670,15 +678,18 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> 
 
 
 def _png(figure: Figure) -> bytes:
+    """The sharpest PNG within the limit: true colour first, then a palette of 256 colours."""
     from PIL import Image
 
-    for dpi in (150, 120, 100, 80, 60, 45):
+    best = b""
+    for dpi, palette in ((150, False), (120, False), (100, False), (150, True), (120, True), (100, True), (80, True), (60, True)):
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
-        if len(out.getvalue()) <= LIMIT:
-            return out.getvalue()
-        small = io.BytesIO()  # photographs: 256 colours are a third of the bytes
-        Image.open(out).convert("RGB").quantize(256).save(small, format="png", optimize=True)
-        if len(small.getvalue()) <= LIMIT and dpi >= 80:
-            return small.getvalue()
-    return small.getvalue()
+        if palette:
+            small = io.BytesIO()
+            Image.open(out).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+            out = small
+        best = out.getvalue()
+        if len(best) <= LIMIT:
+            break
+    return best

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import rankdata
 
 METHOD_PARTS = [
     *((m, p) for m in ("object", "ti", "c_n", "c_a", "adp", "label", "adp_l") for p in ("text", "memory", "sum")),
@@ -13,6 +13,12 @@ METHOD_PARTS = [
     ("patch_memory", "memory"),
 ]
 SEPARATION = {"ti": 0.4, "object": 0.8, "c_n": 1.2, "c_a": 1.1, "adp": 1.4, "label": 1.0, "adp_l": 1.5, "winclip": 1.1}
+
+
+def auroc(label: np.ndarray, score: np.ndarray) -> float:
+    """Mann and Whitney's statistic."""
+    bad = label == 1
+    return float((rankdata(score)[bad].sum() - bad.sum() * (bad.sum() + 1) / 2) / (bad.sum() * (~bad).sum()))
 
 
 def fake_run(
@@ -42,8 +48,7 @@ def fake_run(
             use = np.ones(2 * n, bool) if group == "all" else (label == 0) | (seen == (group == "seen"))
             rows.append(
                 {"method": method, "part": part, "group": group, "n": int(use.sum()),
-                 "image_auroc": roc_auc_score(label[use], score[use]),
-                 "image_ap": average_precision_score(label[use], score[use]), "image_f1max": 0.8,
+                 "image_auroc": auroc(label[use], score[use]), "image_ap": 0.75, "image_f1max": 0.8,
                  "pixel_auroc": 0.9 if part != "text" else None, "aupro": 0.7 if part != "text" else None}
             )  # fmt: skip
     pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet")

@@ -26,12 +26,33 @@ from fsad_lib.tables._rows import (
 from fsad_lib.tables._text import check_name, interval, verdict
 
 __all__ = [
-    "GRID_SEEDS", "by_defect", "control_sentences", "coverage", "destination", "drawable", "failures", "gap", "has_labels",
-    "memory_verdict", "method_table", "scores_of",
+    "GRID_SEEDS", "by_defect", "control_sentences", "coverage", "describe", "destination", "drawable", "examples", "failures",
+    "gap", "has_labels", "memory_verdict", "method_table", "scores_of", "typical",
 ]  # fmt: skip
 
 GRID_SEEDS = (0, 1, 2)
 """Seeds of the full grid, as in the paper: three."""
+
+
+def examples(test: pd.DataFrame, n: int = 5) -> list[int]:
+    """Row numbers of n test images to show, chosen without looking at any score: a good one, then the first images of kinds of
+    defect spread over all kinds; more of each kind where there are fewer kinds.
+
+    >>> examples(pd.DataFrame({"defect": ["dent", "good", "good", "hole", "scratch"]}), 3)
+    [1, 0, 4]
+    >>> examples(pd.DataFrame({"defect": ["unknown"] * 9}), 3)
+    [0, 1, 2]
+    """
+    test = test.reset_index(drop=True)
+    turn = test.groupby("defect").cumcount()
+    good = test.index[test.defect == "good"].tolist()
+    rounds = [test.index[(turn == t) & (test.defect != "good")].tolist() for t in range(n)]
+    first, wanted = rounds[0], n - bool(good)
+    if len(first) >= wanted:
+        spread = [first[round(i * (len(first) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+    else:
+        spread = [i for one in rounds for i in one][:wanted]
+    return (good[:1] + spread)[:n]
 
 
 def has_labels(predictions: pd.DataFrame) -> bool:
@@ -175,6 +196,18 @@ def failures(predictions: pd.DataFrame, key: str = "adp", n: int = 6) -> pd.Data
     missed["worse"] = [float((good.score >= s).mean()) for s in missed.score]
     alarms["worse"] = [float((bad.score <= s).mean()) for s in alarms.score]
     return pd.concat([missed, alarms], ignore_index=True)
+
+
+def typical(predictions: pd.DataFrame, key: str = "adp", n: int = 2) -> pd.DataFrame:
+    """n good and n defective images with ordinary scores: those at evenly spaced ranks within their class, neither the best nor the
+    worst. Columns of :func:`scores_of` and ``memory``, ADP's memory score."""
+    table = scores_of(predictions, key)
+    table["memory"] = table.path.map(scores_of(predictions, "memory").set_index("path")["score"])
+    chosen = []
+    for label in (0, 1):
+        group = table[table.label == label].sort_values(["score", "path"])
+        chosen.append(group.iloc[sorted({(len(group) * (2 * i + 1)) // (2 * n) for i in range(n)})] if len(group) else group)
+    return pd.concat(chosen, ignore_index=True)
 
 
 # --- which runs there are --------------------------------------------------------------------------------------------

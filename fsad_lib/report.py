@@ -1,0 +1,148 @@
+"""What a user with a folder of parts takes home: a ranked list, heat maps, a contact sheet and a plain word about limits."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from fsad_lib import plots
+from fsad_lib.errors import FsadError
+from fsad_lib.runs import replacing
+
+LABELS = {0: "good", 1: "defective"}
+
+
+def threshold_note(k: int) -> str:
+    """Why ``k`` good images give a ranking and no reliable threshold.
+
+    If a threshold is the highest score of k good images that the detector has not seen, the next good image exceeds it
+    with probability 1 / (k + 1), whatever the scores' distribution.
+
+    >>> threshold_note(4).splitlines()[0]
+    '4 good images give no reliable threshold between good and defective.'
+    """
+    if k < 1:
+        raise FsadError(f"Found {k} good images; expected at least 1.")
+    needed = math.ceil(math.log(0.05) / math.log(0.99))
+    return "\n".join(
+        [
+            f"{k} good image{'s' if k > 1 else ''} give{'' if k > 1 else 's'} no reliable threshold between good and defective.",
+            "The scores rank the images: look at them from the top and stop where the defects end.",
+            f"Even a threshold at the highest score of {k} further good image{'s' if k > 1 else ''} would reject about "
+            f"{100 / (k + 1):.0f} % of all good parts.",
+            f"For at most 1 % false alarms, with 95 % confidence, score at least {needed} further good images and take their maximum.",
+        ]
+    )
+
+
+def write_report(
+    folder: Any,
+    predictions: pd.DataFrame,
+    maps: np.ndarray | None = None,
+    paths: Sequence[str] | None = None,
+    *,
+    shots: int,
+    method: str = "adp",
+    part: str = "sum",
+    size: int = 256,
+    limit: int = 24,
+) -> dict[str, Path]:
+    """Write ``predictions.csv``, ``heatmaps/``, ``contact_sheet.png`` and ``report.md``.
+
+    Args:
+        folder: a Run (the files go to its ``report/``) or a path.
+        predictions: the long table path, label (0, 1, -1 unknown), method, part, score; higher = more anomalous.
+        maps: (N, h, w) anomaly maps of ``paths``, in that order, or None.
+        shots: how many good images were given.
+        method, part: which score ranks the images; the other scores become further columns.
+        size: side of a heat map in pixels; limit: images on the contact sheet.
+
+    Returns:
+        name -> path: predictions, contact_sheet, report and, with maps, heatmaps (the folder).
+
+    Raises:
+        FsadError: no such score, a map without a prediction, or nothing can be written.
+    """
+    folder = Path(folder) if isinstance(folder, str | Path) else folder.path / "report"
+    ranked = rank(predictions, method, part)
+    out: dict[str, Path] = {}
+    if maps is not None:
+        maps = np.asarray(maps, dtype=float)
+        if paths is None or len(paths) != len(maps) or maps.ndim != 3:
+            raise FsadError(f"Found maps of shape {maps.shape} for {len(paths or [])} paths; expected (N, h, w), one a path.")
+        where = {str(p): i for i, p in enumerate(paths)}
+        missing = [p for p in ranked["path"] if p not in where]
+        if missing:
+            raise FsadError(f"No map for {len(missing)} of {len(ranked)} images, the first {missing[0]}; expected one for each.")
+        maps = maps[[where[p] for p in ranked["path"]]]
+        out["heatmaps"] = folder / "heatmaps"
+        ranked["heatmap"] = _write_heatmaps(out["heatmaps"], ranked, maps, size)
+    out["predictions"] = folder / "predictions.csv"
+    with replacing(out["predictions"]) as temporary:
+        ranked.to_csv(temporary, index=False, float_format="%.6g")
+    labels = ranked["label"].map({"good": 0, "defective": 1}).fillna(-1).astype(int).tolist()
+    sheet = plots.contact_sheet(
+        ranked["path"].tolist(), ranked["score"].tolist(), maps, labels, limit,
+        title=f"Most anomalous first. {threshold_note(shots).splitlines()[0]}\n",
+    )  # fmt: skip
+    out["contact_sheet"] = folder / "contact_sheet.png"
+    with replacing(out["contact_sheet"]) as temporary:
+        sheet.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+    out["report"] = folder / "report.md"
+    with replacing(out["report"]) as temporary:
+        temporary.write_text(_markdown(ranked, shots, method, part), encoding="utf-8")
+    return out
+
+
+def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> pd.DataFrame:
+    """One row per image, most anomalous first: rank, path, label ("good", "defective" or ""), score, and the other scores.
+
+    >>> table = pd.DataFrame({"path": ["a", "b"], "label": [-1, 1], "method": "adp", "part": "sum", "score": [0.1, 0.9]})
+    >>> rank(table)[["rank", "path", "label"]].values.tolist()
+    [[1, 'b', 'defective'], [2, 'a', '']]
+    """
+    wide = predictions.pivot_table(index="path", columns=["method", "part"], values="score", sort=False)
+    if (method, part) not in wide:
+        have = ", ".join(f"{m} {p}" for m, p in wide.columns)
+        raise FsadError(f"No score {method} {part}; the predictions hold: {have or 'nothing'}.")
+    bad = wide.index[~np.isfinite(wide[method, part])]
+    if len(bad):
+        raise FsadError(f"The {method} {part} score of {bad[0]} is missing or not finite; run the evaluation again.")
+    label = predictions.drop_duplicates("path").set_index("path")["label"].map(LABELS).fillna("")
+    table = pd.DataFrame({"path": wide.index, "label": label[wide.index].to_numpy(), "score": wide[method, part].to_numpy()})
+    for column in wide.columns:
+        if column != (method, part):
+            table["_".join(column)] = wide[column].to_numpy()
+    table = table.sort_values(["score", "path"], ascending=[False, True], ignore_index=True)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
+
+
+def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: int) -> list[str]:
+    from fsad_lib.datasets import read_image
+
+    low, high = np.quantile(maps, 0.02), maps.max()
+    names, digits = [], len(str(len(ranked)))
+    for row, map_ in zip(ranked.itertuples(), maps, strict=True):
+        pixels = plots.to_pixels(read_image(row.path, size))[0]
+        both = np.concatenate([pixels, plots.blend(pixels, map_, low, high)], axis=1)
+        names.append(f"heatmaps/{row.rank:0{digits}d}_{Path(row.path).stem}.png")
+        with replacing(folder.parent / names[-1]) as temporary:
+            Image.fromarray((both * 255).round().astype(np.uint8)).save(temporary, format="png")
+    for old in set(folder.glob("*.png")) - {folder.parent / name for name in names}:
+        old.unlink()  # of an earlier ranking
+    return names
+
+
+def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
+    lines = ["# Report", "", *threshold_note(shots).splitlines(), ""]
+    lines += [f"{len(ranked)} images, ranked by the score {method} {part}; higher is more anomalous.", ""]
+    lines += ["| rank | image | score | label |", "|---|---|---|---|"]
+    lines += [f"| {r.rank} | {'/'.join(Path(r.path).parts[-2:]).replace('|', ' ')} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
+    if len(ranked) > 20:
+        lines.append(f"\nThe other {len(ranked) - 20} images are in predictions.csv.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,154 @@
+"""Figures and the user's report: they can be drawn from a run's products, are saved small, whole and reproducibly."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_runs import fake_run
+from PIL import Image
+
+from fsad_lib import plots, report, tables
+from fsad_lib.errors import FsadError
+
+X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def words(figure):
+    return " ".join(t.get_text() for t in figure.findobj(plt.Text))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, image in enumerate(X):
+        Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / f"part{i}.png")
+    return tmp_path
+
+
+def predictions(folder, scores, labels=(-1,) * 5):
+    paths = [str(folder / f"part{i}.png") for i in range(5)]
+    base = {"path": paths, "label": labels, "defect": "unknown", "seen": True}
+    other = pd.DataFrame({**base, "method": "patch_memory", "part": "memory", "score": scores[::-1]})
+    return paths, pd.concat([pd.DataFrame({**base, "method": "adp", "part": "sum", "score": scores}), other], ignore_index=True)
+
+
+def test_saving_is_reproducible_small_and_atomic(tmp_path, monkeypatch):
+    def draw():
+        return plots.image_grid(torch.rand(6, 3, 256, 256, generator=torch.Generator().manual_seed(1)))
+
+    first = [p.read_bytes() for p in plots.save_figure(draw(), "grid", tmp_path / "a")]
+    second = [p.read_bytes() for p in plots.save_figure(draw(), "grid", tmp_path / "b")]
+    assert first == second and len(first[0]) <= 300_000
+    assert b"CreationDate" not in first[1] and b"Software" not in first[0]
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(FsadError, match="permission"):
+        plots.save_figure(draw(), "grid", tmp_path / "a")
+    assert (tmp_path / "a/grid.png").read_bytes() == first[0] and len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_figures_are_closed_and_leave_the_style_alone():
+    before, size = plt.get_fignums(), plt.rcParams["font.size"]
+    plots.image_grid(X, list("abcde"))
+    assert plt.get_fignums() == before and plt.rcParams["font.size"] == size
+
+
+def test_bad_input_is_explained():
+    for call in (
+        lambda: plots.image_grid(X[0, 0]),
+        lambda: plots.image_grid(X, ["one"]),
+        lambda: plots.image_grid(X * float("nan")),
+        lambda: plots.heatmap_overlay(X, np.zeros((2, 4, 4))),
+        lambda: plots.adp_overview(X, X, X, {"c_n": 1.0}, X, [0.1], [0]),
+    ):
+        with pytest.raises(FsadError, match="[Ff]ound"):
+            call()
+
+
+def test_traces_of_several_concepts():
+    step = np.arange(1, 31)
+    one = pd.DataFrame({"step": step, "denoising_loss": 1 / step, "p_normal": step / 40, "hinge": 0.0})
+    long = pd.concat([one.assign(concept="<ti>"), one.assign(concept="<c_a>", hinge=1 / step)])
+    figure = plots.trace_plot(long, gamma=0.5)
+    text = words(figure)
+    assert "$c_a$" in text and "γ = 0.5" in text
+    assert len(figure.axes[0].lines) == 4 and len(figure.axes[2].lines) == 2  # TI has no hinge term
+    assert "no pseudo-anomalies" in words(plots.trace_plot(one))
+
+
+def test_tau_histograms_and_roc_read_a_runs_tables(tmp_path):
+    taus = pd.DataFrame({"tau": [0.01, 0.1] * 2, "image": [0, 0, 1, 1], "p_normal": [1, 0.7, 0, 0.4], "gradient": [0, 2, 0, 2.0]})
+    assert "used here: 0.1" in words(plots.tau_plot(taus, 0.1))
+    run = pd.read_parquet(fake_run(tmp_path, "elpv", "mono", 4, 0) / "predictions.parquet")
+    assert "normal (20)" in words(plots.score_histograms(run))
+    pseudo = plots.score_histograms({"normal": [0.1, 0.2], "pseudo-anomalous": [0.5, 0.6], "anomalous": [0.7, 0.3]})
+    assert len(pseudo.axes) == 3
+    assert "patch memory" in words(plots.roc(run, ["adp", "patch_memory"]))
+    with pytest.raises(FsadError, match="No ROC"):
+        plots.roc(run[run.label == 0])
+
+
+def test_result_figures_mark_what_was_not_run(tmp_path):
+    for seed in range(2):
+        fake_run(tmp_path, "elpv", "mono", 4, seed, groups=False)
+    table = tables.table1(tmp_path)
+    text = words(plots.auroc_against_shots(table))
+    assert "not run here" in text and "ADP, reported" in text and "ELPV mono" in text
+    figure = plots.interval_plot(table[table.shots == 4])
+    assert "(control)" in words(figure) and "MVTec AD" not in words(figure) and "2 seeds" in words(figure)
+    with pytest.raises(FsadError, match="one"):
+        plots.interval_plot(table)
+
+
+def test_overview_and_comparison_show_the_runs_products():
+    figure = plots.adp_overview(
+        X[:2], X, X, {"<c_n>": 1.31, "<c_a>": 0.9}, X[:4], [0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], subtitle="MiniFab gear"
+    )
+    text = words(figure)
+    assert all(part in text for part in ("2 normal images", "1.31 of 2", "0.90", "MiniFab gear", "defective"))
+    assert len(figure.axes) == 1 + 2 + 1 + 3 + 4 + 4  # page, shots, edited shot, pseudo, tuning, tests
+    assert "learned word" in words(plots.pseudo_anomaly_comparison(X[:2], X, X, scores={"simple": [0.5] * 5}))
+
+
+def test_heatmaps_share_one_scale_and_outline_the_defect():
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 4:9, 4:9] = True
+    figure = plots.heatmap_overlay(X[:2], np.random.default_rng(0).random((2, 8, 8)), masks)
+    assert "no defect" in words(figure) and "true defect" in words(figure)
+
+
+def test_report_ranks_and_says_what_it_cannot_tell(folder):
+    paths, table = predictions(folder, [0.1, 0.9, 0.3, 0.2, 0.4])
+    maps = np.stack([np.full((4, 4), v) for v in (0.1, 0.9, 0.3, 0.2, 0.4)])
+    out = report.write_report(folder / "out", table, maps, paths, shots=4)
+    csv = pd.read_csv(out["predictions"])
+    assert [p.rsplit("/", 1)[1] for p in csv.path] == [f"part{i}.png" for i in (1, 4, 2, 3, 0)]
+    assert csv.score.is_monotonic_decreasing and csv["patch_memory_memory"].tolist()[0] == 0.2
+    assert all((folder / "out" / name).is_file() for name in csv.heatmap) and csv.heatmap[0] == "heatmaps/1_part1.png"
+    hot, cold = (np.asarray(Image.open(folder / "out" / csv.heatmap[i]))[:, 256:].astype(float) for i in (0, 4))
+    assert np.ptp(hot - hot.mean(-1, keepdims=True)) > np.ptp(cold - cold.mean(-1, keepdims=True))
+    text = out["report"].read_text()
+    assert "no reliable threshold" in text and "20 %" in text and "299" in text
+    report.write_report(folder / "out", table.assign(score=-table.score), maps, paths, shots=1)
+    assert len(list((folder / "out/heatmaps").iterdir())) == 5  # the earlier ranking's maps are gone
+    assert csv.label.isna().all()
+
+
+def test_report_refuses_what_does_not_fit(folder):
+    paths, table = predictions(folder, [0.1, 0.9, 0.3, 0.2, 0.4], (0, 1, 0, 1, 1))
+    assert report.rank(table)["label"].tolist() == ["defective", "defective", "good", "defective", "good"]
+    with pytest.raises(FsadError, match="adp sum"):
+        report.write_report(folder / "o", table, shots=2, method="winclip")
+    with pytest.raises(FsadError, match="No map for 1"):
+        report.write_report(folder / "o", table, np.zeros((4, 4, 4)), paths[:4], shots=2)
+    with pytest.raises(FsadError, match="not finite"):
+        report.write_report(folder / "o", table.assign(score=np.inf), shots=2)
+    with pytest.raises(FsadError, match="at least 1"):
+        report.threshold_note(0)
+    assert not (folder / "o").exists()
+
+
+def test_the_note_on_thresholds_holds():
+    """The chance that a further good part exceeds the highest of k is 1 / (k + 1), whatever the distribution."""
+    scores = np.random.default_rng(0).lognormal(size=(200_000, 5))
+    assert (scores[:, 4] > scores[:, :4].max(1)).mean() == pytest.approx(1 / 5, abs=0.005)
+    assert 0.99**299 <= 0.05 < 0.99**298

@@ -1,0 +1,289 @@
+"""Tables: means, seeds, intervals, what may stand beside a paper's number, and the files."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import fake_run
+
+from fsad_lib import datasets, tables
+from fsad_lib.errors import FsadError
+from fsad_lib.tables import _rows
+
+MVTEC = datasets.categories("mvtec_ad")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    root = tmp_path_factory.mktemp("benchmark")
+    for category in MVTEC:
+        for seed in range(3):
+            fake_run(root, "mvtec_ad", category, 4, seed, profile="paper", groups=False)
+    return root
+
+
+@pytest.fixture
+def mvtec(benchmark, tmp_path):
+    """A complete paper-profile benchmark at 4 shots, three seeds; without predictions, which it does not need."""
+    shutil.copytree(benchmark, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.parquet"))
+    return tmp_path
+
+
+def cell(table, data_set, key, shots=4, profile=None):
+    hit = table[(table.data_set == data_set) & (table.key == key) & (table.shots == shots)]
+    hit = hit if profile is None else hit[hit.profile == profile]
+    assert len(hit) == 1
+    return hit.iloc[0]
+
+
+def slow_mean(root, dataset, categories, shots, seeds, method, part, profile):
+    """Mean and sample deviation over seeds of the mean over categories, file by file."""
+    means = []
+    for seed in seeds:
+        values = []
+        for category in categories:
+            path = root / "data/runs" / profile / dataset / category / f"40_evaluate_adp/k{shots}_seed{seed}/metrics.json"
+            for row in json.loads(path.read_text())["rows"]:
+                if (row["method"], row["part"], row["group"]) == (method, part, "all"):
+                    values.append(100 * row["image_auroc"])
+        assert len(values) == len(categories)
+        means.append(sum(values) / len(values))
+    mean = sum(means) / len(means)
+    return mean, math.sqrt(sum((m - mean) ** 2 for m in means) / (len(means) - 1))
+
+
+def test_mean_and_deviation_match_a_slow_reference(mvtec):
+    table = tables.table1(mvtec, "paper")
+    for key, source in (("adp", ("adp", "sum")), ("memory", ("adp", "memory")), ("patch_memory", ("patch_memory", "memory"))):
+        row = cell(table, "MVTec AD", key)
+        mean, std = slow_mean(mvtec, "mvtec_ad", MVTEC, 4, range(3), *source, "paper")
+        assert row.ours == pytest.approx(mean) and row.ours_std == pytest.approx(std)
+        assert (row.n_seeds, row.categories, row.state) == (3, 15, "run")
+        assert row.low < row.ours < row.high
+    adp = cell(table, "MVTec AD", "adp")
+    assert adp.reported == 95.8 and adp.difference == pytest.approx(adp.ours - 95.8)
+
+
+def test_a_missing_seed_lowers_n_and_a_single_seed_has_no_deviation(mvtec):
+    for category in MVTEC:
+        (mvtec / f"data/runs/paper/mvtec_ad/{category}/40_evaluate_adp/k4_seed2/metrics.json").unlink()
+    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    assert row.n_seeds == 2
+    for category in MVTEC[1:]:  # seed 1 keeps one category only: it is no data-set mean
+        (mvtec / f"data/runs/paper/mvtec_ad/{category}/40_evaluate_adp/k4_seed1/metrics.json").unlink()
+    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    assert row.n_seeds == 1 and math.isnan(row.ours_std)
+    shown = tables.show(tables.table1(mvtec, "paper"))
+    text = shown[(shown["Data set"] == "MVTec AD") & (shown["Method"] == "ADP")]["4 shots: Ours"].item()
+    assert text == f"{row.ours:.1f} (1)"
+
+
+def test_a_missing_category_hides_the_benchmark_mean(mvtec):
+    for seed in range(3):
+        (mvtec / f"data/runs/paper/mvtec_ad/bottle/40_evaluate_adp/k4_seed{seed}/metrics.json").unlink()
+    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    assert row.state == "partial" and math.isnan(row.ours) and math.isnan(row.difference)
+    shown = tables.show(tables.table1(mvtec, "paper"))
+    assert shown[(shown["Data set"] == "MVTec AD") & (shown["Method"] == "ADP")]["4 shots: Ours"].item() == (
+        "partial: 14 of 15 categories"
+    )
+    claims = tables.claims(mvtec, "paper")
+    gain = claims[(claims["Claim"].str.contains("WinCLIP\\+ at 4 shots")) & (claims["Data set"] == "MVTec AD")].iloc[0]
+    assert gain["Ours"] == gain["Holds?"] == "not run"
+
+
+def test_generated_data_may_be_partial_but_says_so(tmp_path):
+    names = datasets.categories("minifab")
+    for name in names[:2]:
+        fake_run(tmp_path, "minifab", name, 4, 0)
+    row = cell(tables.table1(tmp_path), "MiniFab", "adp")
+    assert row.state == "partial" and (row.categories, row.expected) == (2, len(names))
+    assert f"2 of {len(names)} categories only" in tables.show(tables.table1(tmp_path)).to_string()
+    assert f"2 of {len(names)} categories" in tables.summary(tmp_path).columns[0]
+
+
+def test_mini_never_stands_beside_a_papers_number(tmp_path):
+    for category in MVTEC:
+        fake_run(tmp_path, "mvtec_ad", category, 4, 0, profile="mini", groups=False)
+    for table in (tables.table1(tmp_path, "mini"), tables.table2(tmp_path, "mini")):
+        with_paper = table[table.reported.notna()]
+        assert len(with_paper) and (with_paper.profile == "paper").all() and with_paper.ours.isna().all()
+        mini = table[table.profile == "mini"]
+        assert mini.reported.isna().all() and mini.difference.isna().all()
+        assert cell(table, "MVTec AD", "adp", profile="mini").ours > 0
+    claims = tables.claims(tmp_path, "mini")
+    assert (claims.loc[claims["Profile"] == "mini", "Reported"] == "–").all()
+    judged = claims[(claims["Profile"] == "paper") & ~claims["Claim"].str.contains("re-implementation")]
+    assert (judged["Ours"] == "not run").all()
+    assert "cannot be compared" in tables.write_table(tables.table1(tmp_path), "t", tmp_path)[1].read_text()
+
+
+def test_every_table_holds_the_controls_even_when_nothing_ran(tmp_path):
+    for table in (tables.table1(tmp_path), tables.table2(tmp_path), tables.per_category(tmp_path), tables.all_metrics(tmp_path)):
+        for _, block in table.groupby("data_set"):
+            assert set(tables.CONTROLS) <= set(block.key)
+    wanted = {"object", "memory", "adp_text", "winclip_text", "winclip_adp_backbone", "patch_memory"}
+    assert wanted <= set(tables.CONTROLS)
+    shown = tables.show(tables.table1(tmp_path))
+    assert (shown["4 shots: Ours"] == "not run").all()
+    assert tables.summary(tmp_path).shape[1] == 0
+
+
+def test_tagged_runs_stay_out(tmp_path):
+    fake_run(tmp_path, "elpv", "mono", 4, 0, groups=False)
+    fake_run(tmp_path, "elpv", "mono", 4, 1, tag="set-1", groups=False)
+    assert set(tables.collect(tmp_path).seed) == {0}
+    assert set(tables.collect(tmp_path, tag="set-1").seed) == {1}
+
+
+def test_broken_or_impossible_metrics_name_the_file(tmp_path):
+    folder = fake_run(tmp_path, "elpv", "mono", 4, 0)
+    for text in ("{", '{"rows": [{"method": "adp", "part": "sum"}]}', '{"rows": [{"method": "adp", "part": "sum", "image_auroc": 95.0}]}'):
+        (folder / "metrics.json").write_text(text)
+        with pytest.raises(FsadError, match="metrics.json"):
+            tables.collect(tmp_path)
+
+
+def test_image_interval_matches_a_slow_bootstrap(tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    for seed in range(3):
+        fake_run(tmp_path, "elpv", "mono", 4, seed, n=30, groups=False)
+    row = cell(tables.table1(tmp_path), "ELPV mono", "adp")
+    runs = []
+    for seed in range(3):
+        p = pd.read_parquet(tmp_path / f"data/runs/mini/elpv/mono/40_evaluate_adp/k4_seed{seed}/predictions.parquet")
+        runs.append(p[(p.method == "adp") & (p.part == "sum")].sort_values("path"))
+    rng = np.random.default_rng(1)
+    label, draws = runs[0].label.to_numpy(), []
+    for _ in range(400):
+        pick = np.concatenate([rng.choice(np.flatnonzero(label == c), (label == c).sum()) for c in (0, 1)])
+        draws.append(100 * np.mean([roc_auc_score(label[pick], r.score.to_numpy()[pick]) for r in runs]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert row.low == pytest.approx(low, abs=1.5) and row.high == pytest.approx(high, abs=1.5)
+    assert row.ours == pytest.approx(100 * np.mean([roc_auc_score(r.label, r.score) for r in runs]))
+
+
+def test_interval_averages_seeds_first(mvtec):
+    """Repeating a seed must not narrow the interval."""
+    one = tables.pick(tables.collect(mvtec, "paper").query("seed == 0"), "adp")
+    three = pd.concat([one.assign(seed=s) for s in range(3)])
+    a, b = (tables.mean_over_categories(rows, MVTEC) for rows in (one, three))
+    assert (a["low"], a["high"]) == pytest.approx((b["low"], b["high"])) and b["std"] == pytest.approx(0)
+
+
+def test_paired_difference_is_antisymmetric_and_zero_against_itself(mvtec):
+    rows = tables.collect(mvtec, "paper")
+    adp, winclip = tables.pick(rows, "adp"), tables.pick(rows, "winclip")
+    there, back = tables.difference(adp, winclip), tables.difference(winclip, adp)
+    assert there["mean"] == pytest.approx(-back["mean"])
+    assert there["low"] == pytest.approx(-back["high"], abs=0.2)
+    same = tables.difference(adp, adp)
+    assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
+    assert tables.difference(adp, adp.iloc[:0]) is None
+
+
+def test_claims_follow_the_data(mvtec):
+    """ADP is built to beat TI and to lose to nothing; swapping the two scores turns the verdict."""
+    claim = "ADP improves on plain textual inversion"
+    table = tables.claims(mvtec, "paper").set_index(["Claim", "Data set"])
+    row = table.loc[claim, "MVTec AD"]
+    assert row["Holds?"] == "yes" and row["Ours"].startswith("+") and "memory only" in row["Controls"]
+    for path in (mvtec / "data/runs/paper").rglob("metrics.json"):
+        text = path.read_text().replace('"adp", "part": "sum"', '"swap"').replace('"ti", "part": "sum"', '"adp", "part": "sum"')
+        path.write_text(text.replace('"swap"', '"ti", "part": "sum"'))
+    row = tables.claims(mvtec, "paper").set_index(["Claim", "Data set"]).loc[claim, "MVTec AD"]
+    assert row["Holds?"] == "no" and row["Ours"].startswith("-")
+    visa = table.xs("VisA", level="Data set")
+    assert visa.loc[visa.index.str.contains("reproduces"), "Holds?"].item() == "no"  # 84.6 against 87.3 +- 1.8
+    assert table.xs("MVTec AD", level="Data set").filter(like="reproduces", axis=0)["Holds?"].item() == "yes"
+    assert (visa.drop(visa.index[visa.index.str.contains("reproduces")])["Holds?"] == "not run").all()
+
+
+def test_seen_and_unseen_stand_apart(tmp_path):
+    for name in datasets.categories("minifab"):
+        folder = fake_run(tmp_path, "minifab", name, 4, 0)
+        data = json.loads((folder / "metrics.json").read_text())
+        for row in data["rows"]:
+            row["image_auroc"] = {"all": 0.8, "seen": 0.9, "unseen": 0.6}[row["group"]]
+        (folder / "metrics.json").write_text(json.dumps(data))
+    table = tables.seen_unseen(tmp_path)
+    adp = table[table.key == "adp"].set_index("group").ours
+    assert adp.round(6).to_dict() == {"all": 80, "seen": 90, "unseen": 60}
+    assert cell(tables.table1(tmp_path), "MiniFab", "adp").ours == pytest.approx(80)
+
+
+def test_reported_values_and_their_contradictions():
+    one, two = tables.reported("adp_table1"), tables.reported("adp_table2")
+    assert len(one) == 24 and len(two) == 8 and one["std"].notna().all() and (one.source != "").all()
+    a = one.query("dataset == 'mvtec_ad' and shots == 4 and method == 'adp'").iloc[0]
+    b = two.query("dataset == 'mvtec_ad' and method == 'adp'").iloc[0]
+    assert (a["mean"], b["mean"]) == (95.8, 96.0) and "contradiction" in a["note"] and "contradiction" in b["note"]
+    official = tables.reported("winclip_official").query("shots == 4 and method == 'WinCLIP+' and metric == 'image_auroc'")
+    visa = one.query("dataset == 'visa' and shots == 4 and method == 'winclip'").iloc[0]
+    assert visa["mean"] < official.query("dataset == 'visa'")["mean"].item() and "lower than the official" in visa["note"]
+    zero = tables.reported("winclip_official").query("shots == 0 and method == 'WinCLIP' and metric == 'image_auroc'")
+    for dataset, mean in (("mvtec_ad", 91.8), ("visa", 78.1)):
+        rows = zero[zero.dataset == dataset]
+        per_class = rows[rows.category != ""]
+        assert sorted(per_class.category) == sorted(datasets.categories(dataset))
+        assert per_class["mean"].mean() == pytest.approx(mean, abs=0.1)
+    with pytest.raises(FsadError, match="adp_table1"):
+        tables.reported("adp_table9")
+
+
+def test_own_choices_have_values_and_reasons():
+    for profile in ("mini", "paper"):
+        table = tables.own_choices(profile=profile).set_index("Name")
+        assert {"adp.alpha", "adp.gamma", "adp.tau", "adp.strength", "adp.n_pseudo"} <= set(table.index)
+        assert "adp.prompts_pseudo" not in table.index  # the paper gives them
+        assert table.index.is_unique
+        assert (table.loc[["adp.alpha", "adp.gamma", "adp.tau"], "Reason"] != "–").all()
+
+
+def test_files_escape_and_are_replaced_whole(tmp_path, monkeypatch):
+    table = pd.DataFrame({"Name & more": ["50 % of c_n|x", "a_b {c} #1 ~ ^ \\ $"], "ADP_l": [1.25, np.nan]})
+    csv, md, tex = tables.write_table(table, "odd", tmp_path, caption="5 % < 10 %", notes=["n_1"])
+    body = tex.read_text()
+    assert r"Name \& more & ADP$_\ell$" in body and r"50 \% of $c_n$\textbar{}x" in body and r"a\_b \{c\} \#1" in body
+    lines = [line for line in body.splitlines() if line.endswith(r"\\") and "&" in line]
+    assert all(line.replace(r"\&", "").count("&") == 1 for line in lines) and len(lines) == 3
+    assert body.count("{") == body.count("}")
+    assert "\\|x" in md.read_text() and pd.read_csv(csv)["ADP_l"].tolist()[0] == 1.25
+    before = csv.read_text()
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(FsadError, match="full"):
+        tables.write_table(table.iloc[:1], "odd", tmp_path)
+    assert csv.read_text() == before and sorted(p.name for p in tmp_path.iterdir()) == ["odd.csv", "odd.md", "odd.tex"]
+    for name in ("../up", "a/b", "", ".hidden"):
+        with pytest.raises(FsadError, match="file name"):
+            tables.write_table(table, name, tmp_path)
+
+
+def test_write_all_and_no_local_paths(tmp_path):
+    for name in datasets.categories("minifab"):
+        fake_run(tmp_path, "minifab", name, 4, 0)
+    paths = tables.write_all(tmp_path)
+    assert all(p.is_file() for p in paths) and len({p.name for p in paths}) == len(paths)
+    assert not any(str(tmp_path) in p.read_text() for p in paths)
+    results = pd.read_csv(tmp_path / "data/results/adp_mini.csv")
+    assert set(results.dataset) == {"minifab"} and results.image_auroc.between(0, 1).all()
+    claims = (tmp_path / "figures/adp_claims.md").read_text()
+    assert "95.2" in claims and "87.3" in claims and "say nothing about the paper's" in claims
+
+
+def test_two_runs_of_one_cell_are_refused(mvtec):
+    rows = tables.pick(tables.collect(mvtec, "paper"), "adp")
+    with pytest.raises(FsadError, match="Two runs"):
+        tables.mean_over_categories(pd.concat([rows, rows.iloc[:1]]), MVTEC)
+
+
+def test_wins_handle_ties_and_groups():
+    label, seen = np.array([0, 0, 1, 1]), np.array([True, True, True, False])
+    table = (np.array(list("abcd"), object), label, seen, np.array([1.0, 2.0, 2.0, 0.0]))
+    assert _rows._wins([table]).tolist() == [[1, 0.5], [0, 0]]
+    assert _rows._wins([table], "seen").tolist() == [[1, 0.5]]
+    assert _rows._wins([table], "unseen").tolist() == [[0, 0]]
