@@ -69,7 +69,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     monkeypatch.setitem(pipeline.STAGES, "fake", ("10_first_fake", "40_last_fake"))
     names = ["clip/open_clip_config.json", "clip/open_clip_model.safetensors", "diffusion/model_index.json"]
-    names += ["diffusion/scheduler/scheduler_config.json", "diffusion/tokenizer/vocab.json"]
+    names += ["diffusion/scheduler/scheduler_config.json"]
     names += [f"diffusion/{p}/{f}" for p in ("vae", "unet") for f in ("config.json", "diffusion_pytorch_model.safetensors")]
     for name in names:
         path = tmp_path / "data/models/mini" / name
