@@ -63,6 +63,27 @@ def test_p_normal_is_equation_1(models):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_judging_by_the_states_of_a_word_is_judging_by_the_word(models):
+    clip, _ = models
+    groups = {"shots": tiny.images(2)}
+    states = tuple(g.mean(0) for g in state_embeddings(clip, "object", templates=TEMPLATES))
+    expected = probes.p_normal(clip, groups, ["object"], tau=0.1, templates=TEMPLATES)
+    pd.testing.assert_frame_equal(probes.judge(clip, groups, {"object": states}, 0.1), expected)
+    swapped = probes.judge(clip, groups, {"object": states[::-1]}, 0.1)
+    np.testing.assert_allclose(swapped.p_normal, 1 - expected.p_normal, atol=1e-6)
+
+
+def test_change_tells_local_from_global():
+    x = torch.full((3, 3, 64, 64), 0.5)
+    edited = torch.stack([x[0], probes.scratch(x[1:2])[0], x[2] + 0.1])
+    amount, extent = probes.change(x, edited)
+    assert amount[0] == 0 and extent[0] == 0
+    assert extent[1] < 0.05 and extent[2] == pytest.approx(0.5, abs=0.01)
+    assert amount[2] == pytest.approx(0.1, abs=1e-6)
+    with pytest.raises(FsadError, match="shape"):
+        probes.change(x, edited[:1])
+
+
 def test_gradient_sweep_is_autograds(models):
     clip, diffusion = models
     x, pushed, c = tiny.images(2), tiny.images(2, seed=8), clip.token_embedding("object")

@@ -35,7 +35,6 @@ from fsad_lib.plots import _styled as styled
 
 __all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
 
-GROUPS = (NORMAL, PSEUDO, ANOMALOUS, PURPLE, GREEN)
 WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
 SOFT = "#555555"
 
@@ -94,13 +93,16 @@ def image_rows(
 
 
 @styled
-def word_strips(table: pd.DataFrame, normal: str | None = None, label: str = "P(flawless [c] | image)") -> Figure:
+def word_strips(
+    table: pd.DataFrame, normal: str | None = None, colours: Mapping[str, str] | None = None, label: str = "P(flawless [c] | image)"
+) -> Figure:
     """One row a word, one dot an image: does the word keep the normal images apart from the damaged ones?
 
     Args:
         table: :func:`fsad_lib.adp.probes.p_normal`: word, group, image, p_normal.
         normal: the group that should lie to the right; the first by default. Beside each row stands, for every other group, the share
             of pairs in the right order (1 = perfect, 0.5 = chance).
+        colours: group -> colour; by default blue for ``normal``, orange for pseudo-anomalies, red and others for the rest.
     """
     words, groups = list(dict.fromkeys(table["word"])), list(dict.fromkeys(table["group"]))
     normal = normal or groups[0]
@@ -108,7 +110,9 @@ def word_strips(table: pd.DataFrame, normal: str | None = None, label: str = "P(
     if normal not in groups:
         raise FsadError(f"No group {normal!r}; found {', '.join(groups)}.")
     values = {key: block["p_normal"].to_numpy(float) for key, block in table.groupby(["word", "group"], sort=False)}
-    colours = dict(zip([normal, *others], GROUPS, strict=False))
+    free = iter((ANOMALOUS, PURPLE, GREEN, SKY, GREY) * 3)
+    own = {group: PSEUDO if group.startswith("pseudo") else next(free) for group in others}
+    colours = {normal: NORMAL, **own, **(colours or {})}
     figure, ax = plt.subplots(figsize=(7.6, 0.42 + (0.2 + 0.17 * len(groups)) * len(words) + 0.5), layout="constrained")
     lanes = np.linspace(-0.3, 0.3, len(groups)) if len(groups) > 1 else [0.0]
     for row, word in enumerate(words):

@@ -17,7 +17,9 @@ from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 
-__all__ = ["apart", "denoising_probe", "gradient_sweep", "ordered_pairs", "p_normal", "scratch", "spoil", "weights_digest"]
+__all__ = [
+    "apart", "change", "denoising_probe", "gradient_sweep", "judge", "ordered_pairs", "p_normal", "scratch", "spoil", "weights_digest",
+]  # fmt: skip
 
 
 def scratch(x: Tensor, seed: int | str = 0, width: float = 0.012, opacity: float = 0.8) -> Tensor:
@@ -70,7 +72,7 @@ def denoising_probe(
     template: str = "a photo of a {}",
     draws: int = 8,
     seed: int | str = 0,
-    batch_size: int = 16,
+    batch_size: int = 8,
 ) -> dict[str, float]:
     """Denoising loss of eq. 2 for several words at the same timesteps and noise, so that the words can be compared.
 
@@ -130,9 +132,10 @@ def gradient_sweep(
     steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
     t = steps.long().to(mean.device).repeat(len(mean))
     eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
-    text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(z), -1, -1)
-    loss = diffusion.denoising_loss(z, text, t, eps).mean()
-    pull = torch.autograd.grad(loss, c)[0].norm().item()
+    pull = torch.zeros_like(c)
+    for i in torch.arange(len(z), device=z.device).split(4):  # a training step's memory
+        text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(i), -1, -1)
+        pull += torch.autograd.grad(diffusion.denoising_loss(z[i], text, t[i], eps[i]).sum() / len(z), c)[0]
 
     f = clip.encode_image(pushed).to(c)
     g_n, g_a = (g.mean(0).to(c) for g in state_embeddings(clip, "<c>", {"<c>": c}, templates))
@@ -142,7 +145,7 @@ def gradient_sweep(
     for tau in taus:  # dP/dc = P (1 - P) / tau * d margin / dc
         p = torch.sigmoid(margin.detach().double() / tau)
         clip_pull = alpha * (p * (1 - p) / tau)[:, None].mul(slopes).mean(0).norm().item()
-        rows.append({"tau": tau, "clip_gradient": clip_pull, "denoising_gradient": pull})
+        rows.append({"tau": tau, "clip_gradient": clip_pull, "denoising_gradient": pull.norm().item()})
     return pd.DataFrame(rows)
 
 
@@ -167,14 +170,53 @@ def p_normal(
         One row for each word, group and image: word, group, image (its number in the group), p_normal.
     """
     words = words if isinstance(words, Mapping) else {word: word for word in words}
-    f = {name: clip.encode_image(x) for name, x in groups.items()}
+    states = {
+        name: tuple(g.mean(0) for g in state_embeddings(clip, word, concepts, templates)) for name, word in words.items()
+    }
+    return judge(clip, groups, states, tau)
+
+
+@torch.no_grad()
+def judge(
+    clip: Any, groups: Mapping[str, Tensor], states: Mapping[str, tuple[Tensor, Tensor]], tau: float
+) -> pd.DataFrame:
+    """The same table for pairs of text embeddings, e.g. the prototypes of eq. 6.
+
+    Args:
+        groups: name -> images (B, 3, H, W) in [0, 1].
+        states: name -> (normal (D,), anomalous (D,)).
+    """
     rows = []
-    for name, word in words.items():
-        g_n, g_a = (g.mean(0) for g in state_embeddings(clip, word, concepts, templates))
+    f = {group: clip.encode_image(x) for group, x in groups.items()}
+    for name, (normal, anomalous) in states.items():
         for group, features in f.items():
-            p = p_clip(features, g_n, g_a, tau).tolist()
+            p = p_clip(features, normal.to(features), anomalous.to(features), tau).tolist()
             rows += [{"word": name, "group": group, "image": i, "p_normal": v} for i, v in enumerate(p)]
     return pd.DataFrame(rows, columns=["word", "group", "image", "p_normal"])
+
+
+def change(x: Tensor, edited: Tensor) -> tuple[Tensor, Tensor]:
+    """How much an edit changes an image, and over how much of it.
+
+    Args:
+        x, edited: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        amount (B,), the mean absolute difference; extent (B,), the share of pixels that carry half of the squared difference:
+        small for a scratch, near 0.5 for a change of the whole image, 0 without any change.
+
+    Example:
+        >>> x, y = torch.zeros(1, 3, 10, 10), torch.zeros(1, 3, 10, 10)
+        >>> y[..., 0, :2] = 1
+        >>> [round(v.item(), 3) for v in change(x, y)]
+        [0.02, 0.01]
+    """
+    if x.shape != edited.shape:
+        raise FsadError(f"found images of shape {tuple(x.shape)} and edits of {tuple(edited.shape)}; expected the same.")
+    energy = (edited - x).square().sum(1).flatten(1).sort(1, descending=True).values
+    carried = energy.double().cumsum(1)
+    extent = (carried < carried[:, -1:] / 2).sum(1).add(1).div(energy.shape[1])
+    return (edited - x).abs().mean((1, 2, 3)), extent.where(carried[:, -1] > 0, torch.zeros(())).float()
 
 
 def ordered_pairs(higher: Sequence[float], lower: Sequence[float]) -> float:
