@@ -132,3 +132,22 @@ def test_runs_without_their_products_are_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     fake_run(tmp_path, "elpv", "mono", 4, 0)
     assert list(one_run.drawable("mini")) == []
+
+
+def test_examples_are_chosen_without_scores_and_never_twice():
+    kinds = ["good"] * 3 + [f"kind{i}" for i in range(9) for _ in range(2)]
+    chosen = one_run.examples(pd.DataFrame({"defect": kinds}), 5)
+    assert len(set(chosen)) == 5 and kinds[chosen[0]] == "good"
+    assert [kinds[i] for i in chosen[1:]] == ["kind0", "kind3", "kind5", "kind8"]
+    assert len(set(one_run.examples(pd.DataFrame({"defect": ["good", "bad", "bad", "bad"]}), 5))) == 4
+
+
+def test_typical_images_are_neither_the_best_nor_the_worst(predictions):
+    table = one_run.typical(predictions, n=2)
+    assert table.label.tolist() == [0, 0, 1, 1]
+    scores = part(predictions, "adp", "sum")
+    for label in (0, 1):
+        ranks = scores[scores.label == label].score.rank()[scores.path.isin(table.path)].sort_values()
+        assert ranks.tolist() == [11, 31]
+    memory = part(predictions, "adp", "memory").set_index("path").score
+    assert table.memory.tolist() == memory[table.path].tolist()

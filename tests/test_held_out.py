@@ -1,0 +1,32 @@
+"""The detector of a finished run, on a project of tiny random models."""
+
+import numpy as np
+import pytest
+import torch
+from test_adp_stages import evaluated, open_run, project  # noqa: F401 - fixtures
+
+from fsad_lib.adp.held_out import build_detector, leave_one_out
+from fsad_lib.datasets import read_images
+from fsad_lib.errors import FsadError
+
+
+def test_the_rebuilt_detector_gives_the_saved_scores(project, evaluated):  # noqa: F811
+    detector = build_detector(open_run(project, "40_evaluate"))
+    got = detector(read_images(evaluated.paths, detector.clip.image_size))
+    p = evaluated.predictions
+    for part, values in (("sum", got.image), ("text", got.text), ("memory", got.memory)):
+        saved = p[(p.method == "adp") & (p.part == part)].set_index("path").score[evaluated.paths]
+        torch.testing.assert_close(values.double(), torch.tensor(saved.to_numpy()), atol=1e-6, rtol=0)
+    with pytest.raises(FsadError, match="Unknown method 'adpl'"):
+        build_detector(open_run(project, "40_evaluate"), method="adpl")
+
+
+def test_a_left_out_shot_is_stranger_than_a_remembered_one(project, evaluated):  # noqa: F811
+    run = open_run(project, "40_evaluate")
+    detector = build_detector(run)
+    remembered = detector(read_images(run.shot_paths(), detector.clip.image_size)).image.numpy()
+    left_out = leave_one_out(run)
+    assert left_out.shape == (2,) and np.all(left_out > remembered)
+    assert leave_one_out(run, at_most=1).shape == (1,)
+    with pytest.raises(FsadError, match="at least 2"):
+        leave_one_out(open_run(project, "40_evaluate", shots=1))
