@@ -1,0 +1,257 @@
+"""The paper profile at its true sizes: does every stage run, how long does it take, how much memory does it need?
+
+    python benchmarks/paper_sizes.py --dry-run                    the sizes alone, seconds
+    python benchmarks/paper_sizes.py --image-size 256             a few steps of every stage (about 9 GB of disk)
+
+Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 (U-Net, VAE, text encoder) and of
+OpenCLIP's ViT-H/14 and ViT-B/16-plus-240, in the layouts that the paper profile reads, then runs each stage in a process of its own,
+so that its memory is its own and is given back. Random weights say nothing about scores: they show that shapes, keys, dtypes and memory
+fit. Resumable: a checkpoint that is written and a stage that has run are not repeated. Delete the folder afterwards.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from fsad_lib.profiles import load_profile  # noqa: E402
+from fsad_lib.runs import open_run, replacing, write_json  # noqa: E402
+
+# The published configurations of Stable Diffusion 2.1.
+UNET = dict(
+    sample_size=96, in_channels=4, out_channels=4, center_input_sample=False, flip_sin_to_cos=True, freq_shift=0,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024,
+    use_linear_projection=True, upcast_attention=True, norm_num_groups=32, norm_eps=1e-5, act_fn="silu",
+)  # fmt: skip
+VAE = dict(
+    in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2,
+    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, norm_num_groups=32, act_fn="silu",
+    sample_size=768, scaling_factor=0.18215,
+)  # fmt: skip
+TEXT = dict(
+    vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, projection_dim=512,
+    max_position_embeddings=77, hidden_act="gelu", layer_norm_eps=1e-5, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+)  # fmt: skip
+SCHEDULER = dict(
+    _class_name="DDIMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+    prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1, clip_sample=False, trained_betas=None,
+)  # fmt: skip
+STAGES = ("10_personalize", "20_synthesize", "40_evaluate")
+
+
+def _unet() -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_config(UNET)
+
+
+def _vae() -> torch.nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_config(VAE)
+
+
+def _text() -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(**TEXT))
+
+
+def _clip(name: str) -> Callable[[], torch.nn.Module]:
+    return lambda: open_clip.CLIP(**open_clip.get_model_config(name))
+
+
+def parts() -> dict[str, tuple[str, dict | None, Callable[[], torch.nn.Module]]]:
+    """What -> (weights file within the folder, configuration written beside it, the model)."""
+    profile = load_profile("paper")
+    sd, h, b = (getattr(profile, section).checkpoint for section in ("diffusion", "clip", "winclip_clip"))
+    clips = {
+        f"CLIP {c.architecture}": (f"{folder}/open_clip_model.safetensors", None, _clip(c.architecture))
+        for folder, c in ((h, profile.clip), (b, profile.winclip_clip))
+    }
+    name = "diffusion_pytorch_model.safetensors"
+    return clips | {
+        "SD 2.1 text encoder": (f"{sd}/text_encoder/model.safetensors", TEXT | {"model_type": "clip_text_model"}, _text),
+        "SD 2.1 U-Net": (f"{sd}/unet/{name}", UNET | {"_class_name": "UNet2DConditionModel"}, _unet),
+        "SD 2.1 VAE": (f"{sd}/vae/{name}", VAE | {"_class_name": "AutoencoderKL"}, _vae),
+    }
+
+
+def shapes(make: Callable[[], torch.nn.Module]) -> dict[str, torch.Size]:
+    """Names and shapes of a model's weights; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in make().named_parameters()}
+
+
+def count(make: Callable[[], torch.nn.Module]) -> int:
+    """Number of parameters."""
+    return sum(math.prod(shape) for shape in shapes(make).values())
+
+
+def random_weight(name: str, shape: torch.Size, noise: torch.Generator) -> torch.Tensor:
+    """A norm's weight 1, a bias 0, all else N(0, 0.02²): activations stay finite."""
+    if name.endswith("logit_scale"):
+        return torch.tensor(math.log(100.0))
+    if len(shape) == 1 and not name.endswith("embedding"):
+        return torch.full(shape, float(name.endswith("weight")))
+    return torch.randn(shape, generator=noise).mul_(0.02)
+
+
+def write_checkpoints(folder: Path, dtype: torch.dtype) -> None:
+    """Every checkpoint of the paper profile under ``folder``, atomically; those that are there stay."""
+    from fsad_lib.foundation.diffusion import write_tokenizer
+
+    for index, (what, (name, config, make)) in enumerate(parts().items()):
+        file = folder / name
+        if file.is_file():
+            continue
+        print(f"writing {what}", file=sys.stderr, flush=True)
+        noise = torch.Generator().manual_seed(index)
+        prefix = "text_model." if what.endswith("text encoder") else ""  # as on the hub
+        state = {
+            prefix + key.removeprefix(prefix): random_weight(key, shape, noise).to(dtype) for key, shape in shapes(make).items()
+        }
+        if config is None:
+            architecture = what.removeprefix("CLIP ")
+            write_json(file.parent / "open_clip_config.json", {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": {}})
+        else:
+            write_json(file.parent / "config.json", config)
+        with replacing(file) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+        del state
+    sd = folder / load_profile("paper").diffusion.checkpoint
+    write_json(sd / "scheduler/scheduler_config.json", SCHEDULER)
+    write_json(sd / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write_tokenizer(sd / "tokenizer")
+
+
+def write_images(folder: Path) -> None:
+    """One normal image to learn from, one normal and one defective image to judge."""
+    from PIL import Image
+
+    for i, name in enumerate(("train/good", "test/good", "test/hole")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        noise = torch.Generator().manual_seed(i)
+        pixels = torch.randint(0, 256, (64, 64, 3), generator=noise, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).resize((512, 512)).save(folder / name / "0.png")
+
+
+def run_stage(stage: str, args: argparse.Namespace) -> dict:
+    """Load what the stage needs, run it; seconds, peak memory, number of parameters in memory."""
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from fsad_lib.adp import stages
+    from fsad_lib.foundation.backbones import load_backbone
+
+    project = args.folder / "project"
+    os.environ["FSAD_HOME"] = str(project)
+    write_images(project / "parts/part")
+    overrides = {
+        "models_root": str(args.folder), "diffusion.image_size": args.image_size, "adp.steps_ti": args.steps,
+        "adp.steps_normal": args.steps, "adp.steps_anomaly": args.steps, "adp.batch_size": args.batch_size, "adp.templates": args.templates,
+        "adp.n_pseudo": 1, "adp.n_pseudo_tuning": 1, "adp.num_inference_steps": 2 * args.steps,
+    }  # fmt: skip
+    text = ",".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    run = open_run(stage, "adp", profile="paper", dataset="folder", category="part", shots=1, seed=0, data_root=str(project / "parts"),
+                   overrides=text)  # fmt: skip
+    run.check_inputs()
+    _ = run.fingerprint  # reads the checkpoints once, for the record of the run
+
+    p, device = run.profile, stages._device()
+    started = time.perf_counter()
+    if stage == "40_evaluate":
+        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, device) for s in ("clip", "winclip_clip")]
+        models = [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
+    else:
+        clip, diffusion = stages.load_models(p)
+        models = [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]
+    loaded = time.perf_counter()
+    getattr(stages, stage.partition("_")[2])(run)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    ended = time.perf_counter()
+    scale = 2**30 if sys.platform == "darwin" else 2**20
+    return {
+        "load_seconds": loaded - started, "seconds": ended - loaded, "device": device, "threads": torch.get_num_threads(),
+        "parameters": sum(q.numel() for model in models for q in model.parameters()),
+        "rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
+        "cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
+    }  # fmt: skip
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def sizes(dtype: torch.dtype) -> str:
+    """Parameters and bytes on disk of each checkpoint, as Markdown."""
+    rows, total = [], 0
+    for what, (_, _, make) in parts().items():
+        n = count(make)
+        total += n
+        rows.append([what, f"{n:,}", f"{n * dtype.itemsize / 1e9:.2f}"])
+    rows.append(["all", f"{total:,}", f"{total * dtype.itemsize / 1e9:.2f}"])
+    return table(["checkpoint", "parameters", f"GB on disk, {str(dtype).removeprefix('torch.')}"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "data/models/paper-random", help="where the checkpoints go")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on disk; computed in float32 always")
+    parser.add_argument("--image-size", type=int, default=768, help="of the diffusion model, a multiple of 64")
+    parser.add_argument("--steps", type=int, default=2, help="training steps of each word, and denoising steps of an edit")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--templates", type=int, default=27)
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
+    parser.add_argument("--dry-run", action="store_true", help="print the sizes and stop")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.folder = args.folder.resolve()
+    dtype = getattr(torch, args.dtype)
+    if args.stage:
+        write_json(args.folder / "measured.json", run_stage(args.stage, args))
+        return 0
+    print(sizes(dtype))
+    if args.dry_run:
+        return 0
+
+    write_checkpoints(args.folder, dtype)
+    store = args.folder / "results.json"
+    results = json.loads(store.read_text()) if store.is_file() else {}
+    for stage in STAGES:
+        key = f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}"
+        if key not in results:
+            print(f"running {stage}", file=sys.stderr, flush=True)
+            subprocess.run([sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--stage", stage], check=True)
+            results[key] = json.loads((args.folder / "measured.json").read_text())
+            write_json(store, results)
+    keys = [f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}" for stage in STAGES]
+    rows = []
+    for stage, r in ((key.split()[0], results[key]) for key in keys):
+        gpu = [f"{r['cuda_gib']:.1f}"] if r["cuda_gib"] is not None else []
+        rows.append([stage, f"{r['load_seconds']:.0f}", f"{r['seconds']:.0f}", f"{r['rss_gib']:.1f}", *gpu, f"{r['parameters']:,}"])
+    gpu = ["peak GPU memory, GiB"] if results[keys[0]]["cuda_gib"] is not None else []
+    first = results[keys[0]]
+    print(f"\n{first['device']}, {first['threads']} threads, images of {args.image_size} pixels, {args.steps} steps of each kind\n")
+    print(table(["stage", "loading, s", "running, s", "peak resident memory, GiB", *gpu, "parameters in memory"], rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

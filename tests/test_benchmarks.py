@@ -1,0 +1,71 @@
+"""The benchmarks stay runnable, and the configurations in them are those of the published models."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import open_clip
+import pytest
+import tiny_models as tiny
+import torch
+
+from fsad_lib import runs
+from fsad_lib.adp import stages
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+PUBLISHED = {
+    "CLIP ViT-H-14": 986_109_441, "CLIP ViT-B-16-plus-240": 208_377_345, "SD 2.1 text encoder": 340_387_840,
+    "SD 2.1 U-Net": 865_910_724, "SD 2.1 VAE": 83_653_863,
+}  # fmt: skip
+"""Parameters as open_clip's table and the model cards of Stable Diffusion give them."""
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def paper_sizes():
+    return load("paper_sizes")
+
+
+def test_true_sizes(paper_sizes):
+    assert {what: paper_sizes.count(make) for what, (_, _, make) in paper_sizes.parts().items()} == PUBLISHED
+
+
+@pytest.fixture
+def shrunk(paper_sizes, monkeypatch, tmp_path):
+    """The same script over tiny configurations."""
+    small = dict(block_out_channels=[32, 32], layers_per_block=1)
+    monkeypatch.setattr(paper_sizes, "UNET", paper_sizes.UNET | small | dict(
+        sample_size=8, attention_head_dim=8, cross_attention_dim=tiny.WIDTH,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    ))  # fmt: skip
+    monkeypatch.setattr(paper_sizes, "VAE", paper_sizes.VAE | small | dict(
+        sample_size=16, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+    ))  # fmt: skip
+    monkeypatch.setattr(paper_sizes, "TEXT", paper_sizes.TEXT | dict(
+        hidden_size=tiny.WIDTH, intermediate_size=4 * tiny.WIDTH, num_hidden_layers=2, num_attention_heads=2,
+    ))  # fmt: skip
+    for name in ("ViT-H-14", "ViT-B-16-plus-240"):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE)
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    yield paper_sizes
+    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+
+
+def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path):
+    shrunk.write_checkpoints(tmp_path / "models", torch.float16)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*.safetensors")}
+    assert len(before) == 5
+    shrunk.write_checkpoints(tmp_path / "models", torch.float16)
+    assert before == {file: file.stat().st_mtime_ns for file in before}, "what is written stays"
+    args = argparse.Namespace(folder=tmp_path / "models", device="cpu", image_size=16, steps=1, batch_size=1, templates=2)
+    for stage in shrunk.STAGES:
+        measured = shrunk.run_stage(stage, args)
+        assert measured["seconds"] > 0 and measured["rss_gib"] > 0 and measured["parameters"] > 10_000
