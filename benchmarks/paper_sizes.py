@@ -172,21 +172,22 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict:
     _ = run.fingerprint  # reads the checkpoints once, for the record of the run
 
     p, device = run.profile, stages._device()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     if stage == "40_evaluate":
         clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, device) for s in ("clip", "winclip_clip")]
         models = [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
     else:
         clip, diffusion = stages.load_models(p)
         models = [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]
-    loaded = time.perf_counter()
+    loaded, worked_loading = time.perf_counter(), time.process_time()
     getattr(stages, stage.partition("_")[2])(run)
     if device == "cuda":
         torch.cuda.synchronize()
     ended = time.perf_counter()
     scale = 2**30 if sys.platform == "darwin" else 2**20
     return {
-        "load_seconds": loaded - started, "seconds": ended - loaded, "device": device, "threads": torch.get_num_threads(),
+        "load_seconds": loaded - started, "seconds": ended - loaded, "load_processor_seconds": worked_loading - worked,
+        "processor_seconds": time.process_time() - worked_loading, "device": device, "threads": torch.get_num_threads(),
         "parameters": sum(q.numel() for model in models for q in model.parameters()),
         "rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
         "cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
@@ -245,11 +246,12 @@ def main() -> int:
     rows = []
     for stage, r in ((key.split()[0], results[key]) for key in keys):
         gpu = [f"{r['cuda_gib']:.1f}"] if r["cuda_gib"] is not None else []
-        rows.append([stage, f"{r['load_seconds']:.0f}", f"{r['seconds']:.0f}", f"{r['rss_gib']:.1f}", *gpu, f"{r['parameters']:,}"])
+        seconds = [f"{r['load_' + kind]:.0f} + {r[kind]:.0f}" for kind in ("seconds", "processor_seconds")]
+        rows.append([stage, *seconds, f"{r['rss_gib']:.1f}", *gpu, f"{r['parameters']:,}"])
     gpu = ["peak GPU memory, GiB"] if results[keys[0]]["cuda_gib"] is not None else []
     first = results[keys[0]]
     print(f"\n{first['device']}, {first['threads']} threads, images of {args.image_size} pixels, {args.steps} steps of each kind\n")
-    print(table(["stage", "loading, s", "running, s", "peak resident memory, GiB", *gpu, "parameters in memory"], rows))
+    print(table(["stage", "loading + running, s", "of processor time, s", "peak resident memory, GiB", *gpu, "parameters in memory"], rows))
     return 0
 
 
