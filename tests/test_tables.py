@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import fake_run
+from fake_runs import auroc, fake_run
 
 from fsad_lib import datasets, tables
 from fsad_lib.errors import FsadError
@@ -56,7 +56,7 @@ def slow_mean(root, dataset, categories, shots, seeds, method, part, profile):
 
 
 def test_mean_and_deviation_match_a_slow_reference(mvtec):
-    table = tables.table1(mvtec, "paper")
+    table = tables.table1(mvtec, "paper", (4,))
     for key, source in (("adp", ("adp", "sum")), ("memory", ("adp", "memory")), ("patch_memory", ("patch_memory", "memory"))):
         row = cell(table, "MVTec AD", key)
         mean, std = slow_mean(mvtec, "mvtec_ad", MVTEC, 4, range(3), *source, "paper")
@@ -70,13 +70,13 @@ def test_mean_and_deviation_match_a_slow_reference(mvtec):
 def test_a_missing_seed_lowers_n_and_a_single_seed_has_no_deviation(mvtec):
     for category in MVTEC:
         (mvtec / f"data/runs/paper/mvtec_ad/{category}/40_evaluate_adp/k4_seed2/metrics.json").unlink()
-    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    row = cell(tables.table1(mvtec, "paper", (4,)), "MVTec AD", "adp")
     assert row.n_seeds == 2
     for category in MVTEC[1:]:  # seed 1 keeps one category only: it is no data-set mean
         (mvtec / f"data/runs/paper/mvtec_ad/{category}/40_evaluate_adp/k4_seed1/metrics.json").unlink()
-    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    row = cell(tables.table1(mvtec, "paper", (4,)), "MVTec AD", "adp")
     assert row.n_seeds == 1 and math.isnan(row.ours_std)
-    shown = tables.show(tables.table1(mvtec, "paper"))
+    shown = tables.show(tables.table1(mvtec, "paper", (4,)))
     text = shown[(shown["Data set"] == "MVTec AD") & (shown["Method"] == "ADP")]["4 shots: Ours"].item()
     assert text == f"{row.ours:.1f} (1)"
 
@@ -84,9 +84,9 @@ def test_a_missing_seed_lowers_n_and_a_single_seed_has_no_deviation(mvtec):
 def test_a_missing_category_hides_the_benchmark_mean(mvtec):
     for seed in range(3):
         (mvtec / f"data/runs/paper/mvtec_ad/bottle/40_evaluate_adp/k4_seed{seed}/metrics.json").unlink()
-    row = cell(tables.table1(mvtec, "paper"), "MVTec AD", "adp")
+    row = cell(tables.table1(mvtec, "paper", (4,)), "MVTec AD", "adp")
     assert row.state == "partial" and math.isnan(row.ours) and math.isnan(row.difference)
-    shown = tables.show(tables.table1(mvtec, "paper"))
+    shown = tables.show(tables.table1(mvtec, "paper", (4,)))
     assert shown[(shown["Data set"] == "MVTec AD") & (shown["Method"] == "ADP")]["4 shots: Ours"].item() == (
         "partial: 14 of 15 categories"
     )
@@ -99,16 +99,16 @@ def test_generated_data_may_be_partial_but_says_so(tmp_path):
     names = datasets.categories("minifab")
     for name in names[:2]:
         fake_run(tmp_path, "minifab", name, 4, 0)
-    row = cell(tables.table1(tmp_path), "MiniFab", "adp")
+    row = cell(tables.table1(tmp_path, shots=(4,)), "MiniFab", "adp")
     assert row.state == "partial" and (row.categories, row.expected) == (2, len(names))
-    assert f"2 of {len(names)} categories only" in tables.show(tables.table1(tmp_path)).to_string()
+    assert f"2 of {len(names)} categories only" in tables.show(tables.table1(tmp_path, shots=(4,))).to_string()
     assert f"2 of {len(names)} categories" in tables.summary(tmp_path).columns[0]
 
 
 def test_mini_never_stands_beside_a_papers_number(tmp_path):
     for category in MVTEC:
         fake_run(tmp_path, "mvtec_ad", category, 4, 0, profile="mini", groups=False)
-    for table in (tables.table1(tmp_path, "mini"), tables.table2(tmp_path, "mini")):
+    for table in (tables.table1(tmp_path, "mini", (4,)), tables.table2(tmp_path, "mini")):
         with_paper = table[table.reported.notna()]
         assert len(with_paper) and (with_paper.profile == "paper").all() and with_paper.ours.isna().all()
         mini = table[table.profile == "mini"]
@@ -118,16 +118,16 @@ def test_mini_never_stands_beside_a_papers_number(tmp_path):
     assert (claims.loc[claims["Profile"] == "mini", "Reported"] == "–").all()
     judged = claims[(claims["Profile"] == "paper") & ~claims["Claim"].str.contains("re-implementation")]
     assert (judged["Ours"] == "not run").all()
-    assert "cannot be compared" in tables.write_table(tables.table1(tmp_path), "t", tmp_path)[1].read_text()
+    assert "cannot be compared" in tables.write_table(tables.table1(tmp_path, shots=(4,)), "t", tmp_path)[1].read_text()
 
 
 def test_every_table_holds_the_controls_even_when_nothing_ran(tmp_path):
-    for table in (tables.table1(tmp_path), tables.table2(tmp_path), tables.per_category(tmp_path), tables.all_metrics(tmp_path)):
+    for table in (tables.table1(tmp_path, shots=(4,)), tables.table2(tmp_path), tables.per_category(tmp_path), tables.all_metrics(tmp_path)):
         for _, block in table.groupby("data_set"):
             assert set(tables.CONTROLS) <= set(block.key)
     wanted = {"object", "memory", "adp_text", "winclip_text", "winclip_adp_backbone", "patch_memory"}
     assert wanted <= set(tables.CONTROLS)
-    shown = tables.show(tables.table1(tmp_path))
+    shown = tables.show(tables.table1(tmp_path, shots=(4,)))
     assert (shown["4 shots: Ours"] == "not run").all()
     assert tables.summary(tmp_path).shape[1] == 0
 
@@ -148,23 +148,21 @@ def test_broken_or_impossible_metrics_name_the_file(tmp_path):
 
 
 def test_image_interval_matches_a_slow_bootstrap(tmp_path):
-    from sklearn.metrics import roc_auc_score
-
     for seed in range(3):
         fake_run(tmp_path, "elpv", "mono", 4, seed, n=30, groups=False)
-    row = cell(tables.table1(tmp_path), "ELPV mono", "adp")
+    row = cell(tables.table1(tmp_path, shots=(4,)), "ELPV mono", "adp")
     runs = []
     for seed in range(3):
         p = pd.read_parquet(tmp_path / f"data/runs/mini/elpv/mono/40_evaluate_adp/k4_seed{seed}/predictions.parquet")
         runs.append(p[(p.method == "adp") & (p.part == "sum")].sort_values("path"))
     rng = np.random.default_rng(1)
     label, draws = runs[0].label.to_numpy(), []
-    for _ in range(400):
+    for _ in range(200):
         pick = np.concatenate([rng.choice(np.flatnonzero(label == c), (label == c).sum()) for c in (0, 1)])
-        draws.append(100 * np.mean([roc_auc_score(label[pick], r.score.to_numpy()[pick]) for r in runs]))
+        draws.append(100 * np.mean([auroc(label[pick], r.score.to_numpy()[pick]) for r in runs]))
     low, high = np.quantile(draws, [0.025, 0.975])
     assert row.low == pytest.approx(low, abs=1.5) and row.high == pytest.approx(high, abs=1.5)
-    assert row.ours == pytest.approx(100 * np.mean([roc_auc_score(r.label, r.score) for r in runs]))
+    assert row.ours == pytest.approx(100 * np.mean([auroc(r.label, r.score) for r in runs]))
 
 
 def test_interval_averages_seeds_first(mvtec):
@@ -213,7 +211,7 @@ def test_seen_and_unseen_stand_apart(tmp_path):
     table = tables.seen_unseen(tmp_path)
     adp = table[table.key == "adp"].set_index("group").ours
     assert adp.round(6).to_dict() == {"all": 80, "seen": 90, "unseen": 60}
-    assert cell(tables.table1(tmp_path), "MiniFab", "adp").ours == pytest.approx(80)
+    assert cell(tables.table1(tmp_path, shots=(4,)), "MiniFab", "adp").ours == pytest.approx(80)
 
 
 def test_reported_values_and_their_contradictions():
