@@ -213,7 +213,7 @@ def contact_sheet(
     if labels is not None and set(map(int, labels)) - {-1}:
         head += "   frame: red = defective, blue = good"
     figure.suptitle(head, x=0.01, ha="left", fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
     return figure
 
 
@@ -693,3 +693,19 @@ def _png(figure: Figure) -> bytes:
         if len(best) <= LIMIT:
             break
     return best
+
+
+def compact(figure: Figure, dpi: int = 80):
+    """A figure of photographs for a notebook: a PNG of 256 colours, about a third of the bytes. The last line of a cell shows it.
+
+    >>> compact(image_grid(np.random.default_rng(0).random((2, 3, 32, 32)))).format
+    'png'
+    """
+    from IPython.display import Image as Shown
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(full, format="png", dpi=dpi)
+    Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    return Shown(data=small.getvalue(), format="png")

@@ -151,3 +151,11 @@ def test_typical_images_are_neither_the_best_nor_the_worst(predictions):
         assert ranks.tolist() == [11, 31]
     memory = part(predictions, "adp", "memory").set_index("path").score
     assert table.memory.tolist() == memory[table.path].tolist()
+
+
+def test_data_sets_without_a_number_become_one_sentence(tmp_path):
+    fake_run(tmp_path, "elpv", "mono", 4, 0)
+    shown, missing = one_run.something_to_show(tables.table2(tmp_path))
+    assert set(shown.data_set) == {"MVTec AD", "VisA", "ELPV mono"}
+    assert missing == "Not run: MiniFab (profile mini), ELPV poly (profile mini)."
+    assert one_run.something_to_show(tables.table2(tmp_path).iloc[:0])[1] == "Not run: nothing of this table."

@@ -27,7 +27,7 @@ from fsad_lib.tables._text import check_name, interval, verdict
 
 __all__ = [
     "GRID_SEEDS", "by_defect", "control_sentences", "coverage", "describe", "destination", "drawable", "examples", "failures",
-    "gap", "has_labels", "memory_verdict", "method_table", "scores_of", "typical",
+    "gap", "has_labels", "memory_verdict", "method_table", "scores_of", "something_to_show", "typical",
 ]  # fmt: skip
 
 GRID_SEEDS = (0, 1, 2)
@@ -240,6 +240,23 @@ def coverage(rows: pd.DataFrame, profile: str = "mini", seeds: Sequence[int] = G
             record[f"{k} shots"] = f"{found} of {len(categories) * len(seeds)}" if found else NOT_RUN
         records.append(record)
     return pd.DataFrame(records).set_index("data set")
+
+
+def something_to_show(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table without the data sets that were neither run nor reported, and a sentence that names them ("" if there are none).
+
+    Args:
+        table: from :func:`fsad_lib.tables.table1` and its like, with the columns data_set, profile, ours and maybe reported.
+    """
+    if table.empty:
+        return table, "Not run: nothing of this table."
+    filled = table.ours.notna() | (table.state != NOT_RUN)
+    if "reported" in table:
+        filled |= table.reported.notna()
+    keep = filled.groupby([table.data_set, table.profile]).transform("any")
+    empty = table[~keep].drop_duplicates(["data_set", "profile"])
+    names = ", ".join(f"{r.data_set} (profile {r.profile})" for r in empty.itertuples())
+    return table[keep], f"Not run: {names}." if names else ""
 
 
 def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | None = None) -> tuple[Path, str]:
