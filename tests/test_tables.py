@@ -269,6 +269,8 @@ def test_write_all_and_no_local_paths(tmp_path):
     assert not any(str(tmp_path) in p.read_text() for p in paths)
     results = pd.read_csv(tmp_path / "data/results/adp_mini.csv")
     assert set(results.dataset) == {"minifab"} and results.image_auroc.between(0, 1).all()
+    for name, other in (("adp_table1", "96.0"), ("adp_table2", "95.8")):
+        assert f"contradiction: Table {'2' if other == '96.0' else '1'} prints {other}" in (tmp_path / f"figures/{name}.md").read_text()
     claims = (tmp_path / "figures/adp_claims.md").read_text()
     assert "95.2" in claims and "87.3" in claims and "say nothing about the paper's" in claims
 

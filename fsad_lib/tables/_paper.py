@@ -93,13 +93,14 @@ def _grid(blocks: list[Block], keys: Iterable[str], shots: Iterable[int], paper_
         for k in shots:
             for key in keys:
                 cell = block.mean(k, key)
-                value, spread = np.nan, np.nan
+                value, spread, note = np.nan, np.nan, ""
                 if block.reported:
                     hit = paper_values[
                         (paper_values.dataset == block.dataset) & (paper_values.shots == k) & (paper_values.method == key)
                     ]
                     if len(hit):
                         value, spread = float(hit["mean"].iloc[0]), float(hit["std"].iloc[0])
+                        note = hit["note"].iloc[0]
                 if cell["state"] == "partial" and block.reported:  # part of a benchmark is not the benchmark
                     cell |= dict.fromkeys(("mean", "std", "low", "high"), np.nan)
                 records.append(
@@ -110,7 +111,7 @@ def _grid(blocks: list[Block], keys: Iterable[str], shots: Iterable[int], paper_
                         "ours": cell["mean"], "ours_std": cell["std"], "n_seeds": cell["n"],
                         "low": cell["low"], "high": cell["high"], "difference": cell["mean"] - value,
                         "categories": cell["categories"], "expected": cell["expected"], "state": cell["state"],
-                        "protocol": protocol(block.dataset, "_half" if "0.5" in block.unit else ""),
+                        "note": note, "protocol": protocol(block.dataset, "_half" if "0.5" in block.unit else ""),
                     }
                 )  # fmt: skip
     return pd.DataFrame.from_records(records)

@@ -238,6 +238,10 @@ def _standard_notes(table: pd.DataFrame) -> list[str]:
         notes.append(
             "95 %: bootstrap over categories (seeds averaged first), over images where a data set has one category."
         )
+    if "note" in table:
+        noted = table[table.note != ""].groupby(["note", "data_set", "method"], sort=False)["shots"].unique()
+        for (note, unit, method), shots in noted.items():
+            notes.append(f"{unit}, {method}, {', '.join(map(str, shots))} shots: {note}.")
     if "protocol" in table:
         pairs = table[["data_set", "protocol"]].drop_duplicates().itertuples(index=False)
         notes.append("Protocol: " + "; ".join(f"{unit}: {protocol}" for unit, protocol in pairs if protocol) + ".")
