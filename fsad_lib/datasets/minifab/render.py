@@ -6,8 +6,8 @@ The defect mask is exact: the pixels that differ between the scene with and with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import numpy as np
 from PIL import Image

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.minifab.defects import SEEN
-from ...datasets.minifab.designs import NOUNS
+from ...datasets.minifab.designs import NOUNS, OBJECTS
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
 from .pool import GRID, open_pool
 
@@ -80,13 +80,15 @@ def encode_text(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 class Batches:
     """Random batches of pairs; the step number alone decides what is drawn, so that a resumed run goes on as if never stopped."""
 
-    def __init__(self, folder: str | os.PathLike, pairs: int, seed: int = 0):
+    def __init__(self, folder: str | os.PathLike, pairs: int, seed: int = 0, objects: float = 1.0):
         self.images, self.labels, self.cells = open_pool(folder)
         self.pairs, self.seed = pairs, seed
+        weight = np.where(np.isin(self.labels[:, 0], [NOUNS.index(noun) for noun in OBJECTS]), objects, 1.0)
+        self.share = None if objects == 1 else weight / weight.sum()
 
     def __call__(self, step: int):
         rng = np.random.default_rng([self.seed, step])
-        index = rng.choice(len(self.labels), self.pairs, replace=False)
+        index = rng.choice(len(self.labels), self.pairs, replace=False, p=self.share)
         raw = np.stack([self.images[i // len(self.images[0])][i % len(self.images[0])] for i in index])
         x = torch.from_numpy(raw).flatten(0, 1).permute(0, 3, 1, 2).float().div_(255)
         nouns, colours = self.labels[index, 0].repeat(2), self.labels[index, 1].repeat(2)
@@ -110,8 +112,8 @@ class Batches:
         return x, captions, is_true(captions, nouns, colours, kinds), which, kinds, cells, local, pairs
 
 
-def losses(model, head, batch, amp: torch.dtype | None, train_text: bool):
-    """-> (contrastive, state, cells) losses of one batch."""
+def losses(model, head, batch, amp: torch.dtype | None, train_text: bool, ranking: float = 0.0):
+    """-> (contrastive, state, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
     x, captions, true, which, kinds, cells, local, pairs = batch
     device = model.logit_scale.device
     mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
@@ -130,6 +132,8 @@ def losses(model, head, batch, amp: torch.dtype | None, train_text: bool):
     by_object = scale * f @ g_pairs[0].T
     by_noun = scale * torch.einsum("bd,bsd->bs", f, g_pairs[torch.from_numpy(which).to(device)])
     state_loss = 0.5 * (F.cross_entropy(by_object, state) + F.cross_entropy(by_noun, state))
+    margin = (by_object[:, 1] - by_object[:, 0]).view(-1, 2)  # good and defective photograph of one scene
+    state_loss = state_loss + ranking * F.softplus(margin[:, 0] - margin[:, 1]).mean()
     side = int(math.isqrt(tokens.shape[1]))
     k = GRID // side
     target_cells = (cells.view(-1, side, k, side, k).permute(0, 1, 3, 2, 4).reshape(len(x), side * side, k * k) > 0.04).float().to(device)
@@ -181,6 +185,11 @@ def main() -> None:
     parser.add_argument("--freeze-text-at", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--state-weight", type=float, default=1.0)
+    parser.add_argument("--cells-weight", type=float, default=0.5)
+    parser.add_argument("--ranking", type=float, default=0.0)
+    parser.add_argument("--objects", type=float, default=1.0, help="how much likelier an object is drawn than a texture")
+    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
@@ -206,8 +215,8 @@ def main() -> None:
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    batches, sums, start, first = Batches(args.pool, args.pairs), np.zeros(3), time.time(), step
-    while step < args.steps:
+    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(3), time.time(), step
+    while step < (args.until or args.steps):
         train_text = step < args.freeze_text_at
         if not train_text:
             for p in [p for module in text_modules for p in module.parameters()] + [model.positional_embedding, model.text_projection]:
@@ -217,8 +226,8 @@ def main() -> None:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            parts = losses(model, head, batches(step), amp, train_text)  # on a CPU the fused bfloat16 kernel's backward is slow
-            (parts[0] + parts[1] + 0.5 * parts[2]).backward()
+            parts = losses(model, head, batches(step), amp, train_text, args.ranking)  # on a CPU the fused bfloat16 kernel's backward is slow
+            (parts[0] + args.state_weight * parts[1] + args.cells_weight * parts[2]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
@@ -228,7 +237,7 @@ def main() -> None:
             rate = (step - first) * 2 * args.pairs / (time.time() - start)
             row = {"step": step, "contrastive": sums[0] / 50, "state": sums[1] / 50, "cells": sums[2] / 50, "scale": float(model.logit_scale.exp()), "images_per_s": rate}
             sums[:] = 0
-            if step % args.every == 0 or step == args.steps:
+            if step % args.every == 0 or step in (args.steps, args.until):
                 model.eval()
                 row |= development_auroc(model, args.datasets / "minifab_dev")
                 model.train()

@@ -28,15 +28,16 @@ from .captions import COLOUR_NAMES, make_caption
 from .pool import CHUNK, open_pool
 from .train_clip import save_atomically
 
-MODEL = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[64, 128, 160],
-             down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-             cross_attention_dim=192, attention_head_dim=[2, 4, 5], norm_num_groups=16)
+MODEL = dict(sample_size=32, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[32, 64, 128, 160],
+             down_block_types=["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+             up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+             cross_attention_dim=192, attention_head_dim=[1, 2, 4, 5], norm_num_groups=16)
 SCHEDULER = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 
 
 @torch.no_grad()
 def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: int, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and standard deviation of the pool's first `chunks` chunks: (N, 2, 4, 16, 16) float16 each, kept on disk."""
+    """Posterior mean and standard deviation of the pool's first `chunks` chunks: (N, 2, 4, 32, 32) float16 each, kept on disk."""
     images, _, _ = open_pool(pool)
     out = ([], [])
     for index, chunk in enumerate(images[:chunks]):
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--chunks", type=int, default=6)
+    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
@@ -95,7 +97,7 @@ def main() -> None:
         unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     start, first, total = time.time(), step, 0.0
-    while step < args.steps:
+    while step < (args.until or args.steps):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         rng = np.random.default_rng([2, step])
@@ -104,9 +106,9 @@ def main() -> None:
             "" if rng.random() < 0.1 else make_caption(rng, NOUNS[labels[i, 0]], COLOUR_NAMES[labels[i, 1]], SEEN[labels[i, 2]] if d else None, effects=False).text
             for i, d in zip(index, damaged)
         ]
-        noise = lambda: torch.from_numpy(rng.standard_normal((args.batch, 4, 16, 16), dtype=np.float32)).to(args.device)  # noqa: E731
+        posterior_noise, eps = torch.from_numpy(rng.standard_normal((2, args.batch, *mean.shape[2:]), dtype=np.float32)).to(args.device)
         m, s = (torch.from_numpy(a[index, damaged].astype(np.float32)).to(args.device) for a in (mean, std))
-        z, eps = factor * (m + s * noise()), noise()
+        z = factor * (m + s * posterior_noise)
         t = torch.from_numpy(rng.integers(0, 1000, args.batch)).to(args.device)
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.no_grad():
@@ -125,7 +127,7 @@ def main() -> None:
         if step % 50 == 0:
             row = {"step": step, "loss": round(total / 50, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
             total = 0.0
-            if step % args.every == 0 or step == args.steps:
+            if step % args.every == 0 or step in (args.steps, args.until):
                 save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step, "scaling_factor": factor}, checkpoint)
             with (args.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

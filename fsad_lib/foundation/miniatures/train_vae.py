@@ -1,9 +1,10 @@
-"""Train the mini VAE (diffusers `AutoencoderKL`, 4 latent channels, down-sampling by 8) on MiniFab.
+"""Train the mini VAE (diffusers `AutoencoderKL`, 4 latent channels, down-sampling by 4) on MiniFab.
 
     python -m fsad_lib.foundation.miniatures.train_vae --pool data/pool --out data/training/vae --steps 8000
 
 Loss: L1 + edges (L1 of image gradients) + a small KL term. Trained on crops, since the model is convolutional. Half of the crops are
-taken around the defect: what the VAE blurs, no later stage can see.
+taken around the defect: what the VAE blurs, no later stage can see. Down-sampling by 8, as in Stable Diffusion, was tried first: after 40,000
+crops it kept 0.63 of the defects' contrast (`contrast_projected`) at 23 dB, below the gate of 0.70.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from diffusers import AutoencoderKL
 from .pool import GRID, open_pool
 from .train_clip import save_atomically
 
-MODEL = dict(in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[16, 32, 64, 96],
+MODEL = dict(in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, block_out_channels=[16, 48, 96],
              layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=128, mid_block_add_attention=False)
 
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
@@ -87,7 +89,7 @@ def main() -> None:
         vae.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     start, first, total = time.time(), step, 0.0
-    while step < args.steps:
+    while step < (args.until or args.steps):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         rng = np.random.default_rng([1, step])
@@ -106,7 +108,7 @@ def main() -> None:
         if step % 100 == 0:
             row = {"step": step, "loss": total / 100, "kl": float(kl.detach()), "crops_per_s": (step - first) * args.batch / (time.time() - start)}
             total = 0.0
-            if step % args.every == 0 or step == args.steps:
+            if step % args.every == 0 or step in (args.steps, args.until):
                 row |= quality(vae, images, cells)
                 save_atomically({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
             row = {k: round(v, 4) for k, v in row.items()}
