@@ -1,0 +1,246 @@
+"""What the miniatures know: recognition, states, the VAE's round trip, edits; and the record of their training.
+
+Nothing here trains or is used by a method. All of it works on the pretraining designs' *other* side: designs of the development split.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...errors import FsadError
+
+__all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
+
+SAMPLES_PER_STEP = {"clip": 128, "vae": 16, "unet": 32}  # the scripts' defaults
+RATE = {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}
+FLAG = {"clip": "--pairs", "vae": "--batch", "unet": "--batch"}
+
+
+class Pairs(NamedTuple):
+    """Photographs of scenes without and with a defect. good, bad: (N, 3, 128, 128) in [0, 1]; mask: (N, 128, 128) bool; labels: N rows
+    of noun, colour, kind."""
+
+    good: Tensor
+    bad: Tensor
+    mask: Tensor
+    labels: pd.DataFrame
+
+
+def pairs(per_noun: int = 2, split: str = "development", seed: int = 0, nouns: Sequence[str] | None = None) -> Pairs:
+    """Scenes of designs that pretraining never drew: `per_noun` designs of each noun, with the seen kinds of defect in turn.
+
+    >>> pairs(1, nouns=["gear"]).good.shape
+    torch.Size([1, 3, 128, 128])
+    """
+    from ...datasets.minifab import NOUNS, SEEN, _rng, defects, make_design, render
+
+    good, bad, masks, rows = [], [], [], []
+    for i, noun in enumerate(nouns or NOUNS):
+        for j in range(per_noun):
+            rng = _rng("inspect", split, seed, noun, j)
+            scene, kind = render.sample_scene(make_design(noun, split, rng), rng), SEEN[(i + j) % len(SEEN)]
+            image, mask = defects.apply(scene, kind, rng)
+            good.append(render.photograph(render.render(scene), scene.seed + 2))
+            bad.append(image)
+            masks.append(mask)
+            rows.append((noun, scene.design.colour, kind))
+    x = [torch.from_numpy(np.stack(a)).permute(0, 3, 1, 2).float() / 255 for a in (good, bad)]
+    return Pairs(*x, torch.from_numpy(np.stack(masks)), pd.DataFrame(rows, columns=["noun", "colour", "kind"]))
+
+
+@torch.no_grad()
+def p_damaged(clip, x: Tensor, words: str | Sequence[str]) -> Tensor:
+    """P("a photo of a damaged <word>") against "flawless", at the model's own temperature: (B,) in [0, 1].
+
+    `words`: one for all images, or one an image.
+    """
+    words = [words] * len(x) if isinstance(words, str) else list(words)
+    unique = sorted(set(words))
+    prompts = [f"a photo of a {state} {word}" for word in unique for state in ("flawless", "damaged")]
+    g = clip.encode_text(prompts).view(len(unique), 2, -1)[[unique.index(word) for word in words]]
+    return (clip.logit_scale * torch.einsum("bd,bsd->bs", clip.encode_image(x), g)).softmax(-1)[:, 1]
+
+
+@torch.no_grad()
+def recognition(clip, scenes: Pairs) -> pd.DataFrame:
+    """Zero-shot questions about `scenes`: question, choices, chance, correct (share); and the confusions of nouns in ``attrs``.
+
+    The last two rows compare each scene's two photographs: correct when the damaged one has the higher P(damaged).
+    """
+    from ...datasets.minifab import COLOURS, NOUNS
+
+    f, labels = clip.encode_image(scenes.good), scenes.labels
+    ask = lambda prompts: (f @ clip.encode_text(prompts).T).argmax(1).tolist()  # noqa: E731
+    named = [NOUNS[i] for i in ask([f"a photo of a {noun}" for noun in NOUNS])]
+    painted = [list(COLOURS)[i] for i in ask([f"a photo of a {colour} object" for colour in COLOURS])]
+    rows = [
+        ('which noun? "a photo of a {noun}"', len(NOUNS), 1 / len(NOUNS), float(np.mean(labels["noun"] == named))),
+        ('which colour? "a photo of a {colour} object"', len(COLOURS), 1 / len(COLOURS), float(np.mean(labels["colour"] == painted))),
+    ]
+    for name, words in (("{noun}", labels["noun"].tolist()), ("object", "object")):
+        better = (p_damaged(clip, scenes.bad, words) > p_damaged(clip, scenes.good, words)).float().mean()
+        rows.append((f'which of two is the "damaged {name}"?', 2, 0.5, float(better)))
+    table = pd.DataFrame(rows, columns=["question", "choices", "chance", "correct"])
+    wrong = labels.assign(said=named).query("noun != said").groupby(["noun", "said"]).size()
+    table.attrs["confusions"] = [f"{noun} called {said} ({n})" for (noun, said), n in wrong.sort_values(ascending=False).items()]
+    return table
+
+
+@torch.no_grad()
+def state_table(clip, data_root: str | Path | None = None) -> pd.DataFrame:
+    """Image AUROC of "damaged" against "flawless" from two sentences, for each development category and their mean.
+
+    Columns: noun_seen, noun_unseen, object_seen, object_unseen: the word in the sentence, and the kinds of defect.
+    """
+    from ... import datasets
+    from ...datasets.minifab import UNSEEN
+    from ...metrics import auroc
+
+    rows = {}
+    for category in datasets.categories("minifab_dev"):
+        test = datasets.load("minifab_dev", category, data_root).query("split == 'test'").reset_index(drop=True)
+        x = datasets.read_images(test["path"].tolist(), clip.image_size)
+        good, unseen, rows[category] = test["defect"].eq("good"), test["defect"].isin(UNSEEN), {}
+        for name, word in (("noun", category), ("object", "object")):
+            score = p_damaged(clip, x, word).double().numpy()
+            for group, bad in (("seen", ~good & ~unseen), ("unseen", unseen)):
+                rows[category][f"{name}_{group}"] = auroc(bad[good | bad], score[good | bad])
+    table = pd.DataFrame(rows).T
+    table.loc["mean"] = table.mean()
+    return table.rename_axis("category")
+
+
+class RoundTrip(NamedTuple):
+    """decoded_good, decoded_bad: (N, 3, H, W); psnr: dB over all images; kept: (N,) share of each defect's contrast, in the defect's
+    own direction (1 = all of it, 0 = none)."""
+
+    decoded_good: Tensor
+    decoded_bad: Tensor
+    psnr: float
+    kept: Tensor
+
+
+@torch.no_grad()
+def round_trip(diffusion, scenes: Pairs) -> RoundTrip:
+    """Encode and decode both photographs of each scene, and see what is left of the difference between them.
+
+    kept_i = <D(bad) - D(good), bad - good> / |bad - good|², over the pixels of the mask.
+    """
+    good, bad = (diffusion.decode(diffusion.posterior(x)[0]) for x in (scenes.good, scenes.bad))
+    mse = torch.cat([(good - scenes.good) ** 2, (bad - scenes.bad) ** 2]).mean()
+    before, after = ((b - a) * scenes.mask[:, None] for a, b in ((scenes.good, scenes.bad), (good, bad)))
+    kept = (before * after).flatten(1).sum(1) / before.square().flatten(1).sum(1).clamp_min(1e-9)
+    return RoundTrip(good, bad, float(-10 * torch.log10(mse)), kept)
+
+
+@torch.no_grad()
+def edits(
+    clip, diffusion, x: Tensor, nouns: Sequence[str], prompts: Sequence[str], strengths: Sequence[float], *, guidance_scale: float,
+    num_inference_steps: int, seed: int | str = 0,
+) -> tuple[dict[float, Tensor], pd.DataFrame]:  # fmt: skip
+    """Image-to-image edits of x (B, 3, H, W) towards one prompt each, at several strengths, and what CLIP says of them.
+
+    Returns:
+        strength -> (B, 3, H, W); and a table with strength, p_damaged (mean, asked with the image's noun), recognized (share whose
+        most similar noun is still the right one) and changed (mean absolute difference of pixels). The first row is x itself.
+    """
+    from ...datasets.minifab import NOUNS
+
+    if not len(x) == len(nouns) == len(prompts):
+        raise FsadError(f"found {len(x)} images, {len(nouns)} nouns and {len(prompts)} prompts; expected one of each for every image.")
+    made = {
+        s: diffusion.sdedit(x, prompts, strength=s, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed)
+        for s in strengths
+    }
+    g = clip.encode_text([f"a photo of a {noun}" for noun in NOUNS])
+    rows = []
+    for name, y in ({"original": x} | made).items():
+        said = (clip.encode_image(y) @ g.T).argmax(1).tolist()
+        right = float(np.mean([NOUNS[i] == noun for i, noun in zip(said, nouns)]))
+        rows.append((name, float(p_damaged(clip, y, nouns).mean()), right, float((y - x).abs().mean())))
+    return made, pd.DataFrame(rows, columns=["strength", "p_damaged", "recognized", "changed"])
+
+
+# ------------------------------------------------------------------------------------------------------- training record
+def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
+    """The training logs in `folder`: "clip", "vae", "unet" -> one row a report, in order of steps (a part repeated after an
+    interruption counts once). Parts without a log are left out.
+
+    Raises:
+        FsadError: a line that is not JSON with a step.
+    """
+    logs = {}
+    for part in SAMPLES_PER_STEP:
+        path = Path(folder) / f"{part}.jsonl"
+        if not path.is_file():
+            continue
+        try:
+            rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
+        except (ValueError, KeyError, TypeError) as error:
+            raise FsadError(f"{path} is not a training log ({error}); expected one JSON object with a step a line.") from error
+        logs[part] = pd.DataFrame([rows[step] for step in sorted(rows)])
+    return logs
+
+
+def training_table(folder: str | Path, logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a part: steps, samples seen, hours, and where told the device and the command.
+
+    `folder`/commands.json may hold part -> {"command", "device", "hours"}; hours are otherwise estimated from the logged rates.
+    """
+    path = Path(folder) / "commands.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    rows = {}
+    for part, log in logs.items():
+        entry = told.get(part, {})
+        given = re.search(rf"{FLAG[part]}[ =](\d+)", entry.get("command", ""))
+        batch = int(given[1]) * (2 if part == "clip" else 1) if given else SAMPLES_PER_STEP[part]
+        seconds = (log["step"].diff().fillna(log["step"].iloc[0]) * batch / log[RATE[part]]).sum()
+        rows[part] = {
+            "steps": int(log["step"].iloc[-1]), "samples": int(log["step"].iloc[-1] * batch), "hours": round(entry.get("hours", seconds / 3600), 2),
+            "device": entry.get("device", "not recorded"), "command": entry.get("command", "not recorded"),
+        }  # fmt: skip
+    return pd.DataFrame(rows).T.rename_axis("part")
+
+
+def training_curves(logs: dict[str, pd.DataFrame]):
+    """Two panels a part: its losses, and what was measured on the way. Returns a closed figure."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from ... import plots
+
+    panels = [
+        ("clip", "CLIP: losses", ["contrastive", "state", "cells"]), ("vae", "VAE: loss", ["loss"]), ("unet", "U-Net: loss (v)", ["loss"]),
+        ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
+        ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
+    ]  # fmt: skip
+    panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        raise FsadError("no training log to draw; expected data/models/mini/training/{clip,vae,unet}.jsonl.")
+    with mpl.rc_context(plots.STYLE):
+        rows = -(-len(panels) // 3)
+        figure, axes = plt.subplots(rows, min(3, len(panels)), figsize=(3.4 * min(3, len(panels)), 2.5 * rows), squeeze=False, layout="constrained")
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (part, title, columns) in zip(axes.flat, panels, strict=False):
+            for column, colour in zip(columns, (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE)):
+                line = logs[part][["step", column]].dropna()
+                ax.plot(line["step"], line[column], color=colour, label=column.replace("_", " "))
+            ax.set_title(title)
+            ax.set_xlabel("step")
+            if len(columns) > 1:
+                ax.legend()
+            if "AUROC" in title:
+                ax.axhline(0.5, color=plots.GREY, linewidth=0.9, linestyle=":")
+    plt.close(figure)
+    return figure
