@@ -280,7 +280,7 @@ def drawable(profile: str = "mini", method: str = "adp", dataset: str | None = N
     found = []
     for path in folder.glob(f"{dataset or '*'}/*/40_evaluate_{method}/k*_seed*/predictions.parquet"):
         match = re.fullmatch(r"k(\d+)_seed(\d+)", path.parent.name)
-        if match:
+        if match and (path.parent / "products.json").is_file():
             found.append((path.parts[-5], path.parts[-4], int(match[1]), int(match[2])))
     order = {"minifab": 0, "mvtec_ad": 0, "visa": 1, "elpv": 2}
     for name, category, shots, seed in sorted(found, key=lambda c: (order.get(c[0], 3), c[2] != 4, c[3], c[1] != "gear", c)):
