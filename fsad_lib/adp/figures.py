@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,7 +43,7 @@ SOFT = "#555555"
 
 def _word(name: str) -> str:
     name = name.strip("<>")
-    return "TI" if name == "ti" else mathematical(name)
+    return {"ti": "TI", "adp": "ADP", "adp_l": r"ADP$_\ell$"}.get(name) or mathematical(name)
 
 
 @styled
@@ -49,7 +51,7 @@ def image_rows(
     rows: Mapping[str, object],
     captions: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[str] | None = None,
-    size: float = 1.25,
+    size: float = 1.1,
     label_width: float = 1.5,
     edges: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -61,9 +63,9 @@ def image_rows(
         heads: a text above each column.
         edges: name -> colour of the frames.
     """
-    pixels = {name: to_pixels(x) for name, x in rows.items()}
-    if not pixels or not all(len(p) for p in pixels.values()):
+    if not rows or not all(len(x) for x in rows.values()):
         raise FsadError("image_rows needs at least one row, and at least one image in each.")
+    pixels = {name: _small(to_pixels(x), round(100 * size)) for name, x in rows.items()}
     captions, edges = captions or {}, edges or {}
     wrong = [name for name, texts in captions.items() if len(texts) != len(pixels.get(name, ()))]
     if wrong:
@@ -90,6 +92,15 @@ def image_rows(
                 ax.set_title(heads[j], fontsize=8.5, loc="center", pad=3)
         y -= tall + 0.06
     return figure
+
+
+def _small(pixels: np.ndarray, side: int) -> np.ndarray:
+    """(B, H, W, 3) at the size they are shown, in 64 levels a channel: camera noise would be most of a notebook's bytes."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    if min(x.shape[-2:]) > side:
+        scale = side / min(x.shape[-2:])
+        x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+    return (x.clamp(0, 1) * 63).round().div(63).permute(0, 2, 3, 1).numpy()
 
 
 @styled
@@ -296,7 +307,7 @@ def strength_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
     for ax, (column, title, caption) in zip(axes, panels, strict=True):
         for (prompt, block), colour in zip(table.groupby("prompt", sort=False), (ORANGE, BLUE, GREEN, PURPLE) * 3, strict=False):
             mean = block.groupby("strength")[column].agg(["mean", "min", "max"])
-            ax.plot(mean.index, mean["mean"], color=colour, marker="o", label=prompt)
+            ax.plot(mean.index, mean["mean"], color=colour, marker="o", label=prompt.replace("<c_a>", "[$c_a$]"))
             ax.fill_between(mean.index, mean["min"], mean["max"], color=colour, alpha=0.12, linewidth=0)
         _head(ax, title, caption)
         ax.set_xlabel("strength")

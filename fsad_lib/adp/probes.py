@@ -57,7 +57,7 @@ def scratch(x: Tensor, seed: int | str = 0, width: float = 0.012, opacity: float
         near = torch.cdist(places, line).amin(1).view(height, wide)
         cover = ((width - near) / pixel + 0.5).clamp(0, 1).to(x) * opacity
         bright = (image.mean(0) * cover).sum() / cover.sum().clamp_min(1e-6) > 0.4
-        target = image * 0.25 if bright else 0.3 + 0.7 * image
+        target = image * 0.25 if bright else 0.55 + 0.45 * image
         out.append(image * (1 - cover) + target * cover)
     return torch.stack(out) if out else x
 
