@@ -339,7 +339,7 @@ def test_logs_are_read_once_a_step_and_hours_estimated(tmp_path):
     assert list(logs) == ["unet"] and logs["unet"]["loss"].tolist() == [1.0, 0.5]
     table = inspect.training_table(tmp_path, logs)
     assert table.loc["unet", "samples"] == 3200 and table.loc["unet", "hours"] == round((50 * 32 / 16 + 50 * 32 / 32) / 3600, 2)
-    (tmp_path / "commands.json").write_text(json.dumps({"unet": {"command": "train --batch 64", "hours": 2.5, "device": "2 cores"}}))
+    (tmp_path / "commands.json").write_text(json.dumps({"unet": {"commands": ["train", "train --batch 64"], "hours": 2.5, "device": "2 cores"}}))
     table = inspect.training_table(tmp_path, logs)
     assert table.loc["unet", ["samples", "hours", "device"]].tolist() == [6400, 2.5, "2 cores"]
     assert len(inspect.training_curves(logs).axes) == 1

@@ -192,21 +192,23 @@ def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
 
 
 def training_table(folder: str | Path, logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a part: steps, samples seen, hours, and where told the device and the command.
+    """One row a part: steps, samples seen, hours, and where told the device and the commands.
 
-    `folder`/commands.json may hold part -> {"command", "device", "hours"}; hours are otherwise estimated from the logged rates.
+    `folder`/commands.json may hold part -> {"commands": one a phase, in order, "device", "hours"}; hours are otherwise estimated from the
+    logged rates, samples from the last command's batch size.
     """
     path = Path(folder) / "commands.json"
     told = json.loads(path.read_text()) if path.is_file() else {}
     rows = {}
     for part, log in logs.items():
         entry = told.get(part, {})
-        given = re.search(rf"{FLAG[part]}[ =](\d+)", entry.get("command", ""))
+        commands = entry.get("commands", [])
+        given = re.search(rf"{FLAG[part]}[ =](\d+)", commands[-1]) if commands else None
         batch = int(given[1]) * (2 if part == "clip" else 1) if given else SAMPLES_PER_STEP[part]
         seconds = (log["step"].diff().fillna(log["step"].iloc[0]) * batch / log[RATE[part]]).sum()
         rows[part] = {
             "steps": int(log["step"].iloc[-1]), "samples": int(log["step"].iloc[-1] * batch), "hours": round(entry.get("hours", seconds / 3600), 2),
-            "device": entry.get("device", "not recorded"), "command": entry.get("command", "not recorded"),
+            "device": entry.get("device", "not recorded"), "commands": commands,
         }  # fmt: skip
     return pd.DataFrame(rows).T.rename_axis("part")
 
