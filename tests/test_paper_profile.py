@@ -144,7 +144,8 @@ def signature(diffusion):
     noise = torch.Generator().manual_seed(0)
     vector = torch.randn(diffusion.token_dim, generator=noise) * 0.03
     x = torch.rand(1, 3, 128, 128, generator=noise)
-    z, eps = (torch.randn(2, 4, 16, 16, generator=noise) for _ in range(2))
+    side = diffusion.image_size // diffusion.factor
+    z, eps = (torch.randn(2, 4, side, side, generator=noise) for _ in range(2))
     with torch.no_grad():
         text = diffusion.encode_prompt(PROMPTS, {"<c>": vector})
         loss = diffusion.denoising_loss(z, text[:2], torch.tensor([150, 700]), eps)
