@@ -84,6 +84,7 @@ def test_by_defect_counts_each_kind_against_all_good_images(predictions):
         assert row["ADP"] == pytest.approx(100 * roc_auc_score(scores.label[keep], scores.score[keep]), abs=0.051)
         assert row["n"] == (scores.defect == kind).sum()
     assert table.index.tolist() == ["scratch", "hole"]  # seen first
+    assert "seen" not in one_run.by_defect(predictions.assign(seen=True))
 
 
 def test_failures_are_the_lowest_defective_and_the_highest_good(predictions):
