@@ -51,7 +51,7 @@ def image_rows(
     rows: Mapping[str, object],
     captions: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[str] | None = None,
-    size: float = 1.1,
+    size: float = 1.0,
     label_width: float = 1.5,
     edges: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -95,12 +95,12 @@ def image_rows(
 
 
 def _small(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(B, H, W, 3) at the size they are shown, in 64 levels a channel: camera noise would be most of a notebook's bytes."""
+    """(B, H, W, 3) at the size they are shown, in 32 levels a channel: camera noise would be most of a notebook's bytes."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     if min(x.shape[-2:]) > side:
         scale = side / min(x.shape[-2:])
         x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
-    return (x.clamp(0, 1) * 63).round().div(63).permute(0, 2, 3, 1).numpy()
+    return (x.clamp(0, 1) * 31).round().div(31).permute(0, 2, 3, 1).numpy()
 
 
 @styled
@@ -180,7 +180,7 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
         gradients: :func:`fsad_lib.adp.probes.gradient_sweep`: tau, clip_gradient, denoising_gradient.
         gamma, tau: the values in use.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
     _terms(axes[0], trace, gamma)
     top = axes[1]
     captions = (
