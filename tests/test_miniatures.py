@@ -319,7 +319,8 @@ def test_round_trip_measures_psnr_and_the_contrast_kept(scenes):
     assert same.psnr > 100 and torch.allclose(same.kept, torch.ones(2), atol=1e-5)
     half = inspect.round_trip(Copier(0.5), scenes)
     mse = torch.cat([scenes.good, scenes.bad]).div(2).square().mean()
-    assert torch.allclose(half.kept, torch.full((2,), 0.5), atol=1e-5) and half.psnr == pytest.approx(float(-10 * mse.log10()), abs=1e-3)
+    assert torch.allclose(half.kept, torch.full((2,), 0.5), atol=1e-5) and half.together == pytest.approx(0.5, abs=1e-5)
+    assert half.psnr == pytest.approx(float(-10 * mse.log10()), abs=1e-3)
 
 
 def test_edits_report_each_strength(scenes):
@@ -337,14 +338,17 @@ def test_logs_are_read_once_a_step_and_hours_estimated(tmp_path):
     (tmp_path / "unet.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     logs = inspect.read_logs(tmp_path)
     assert list(logs) == ["unet"] and logs["unet"]["loss"].tolist() == [1.0, 0.5]
-    table = inspect.training_table(tmp_path, logs)
+    table = inspect.training_table(logs)
     assert table.loc["unet", "samples"] == 3200 and table.loc["unet", "hours"] == round((50 * 32 / 16 + 50 * 32 / 32) / 3600, 2)
-    (tmp_path / "commands.json").write_text(json.dumps({"unet": {"commands": ["train", "train --batch 64"], "hours": 2.5, "device": "2 cores"}}))
-    table = inspect.training_table(tmp_path, logs)
-    assert table.loc["unet", ["samples", "hours", "device"]].tolist() == [6400, 2.5, "2 cores"]
     assert len(inspect.training_curves(logs).axes) == 1
     (tmp_path / "unet.jsonl").write_text("oops\n")
     with pytest.raises(FsadError, match="unet.jsonl is not a training log"):
         inspect.read_logs(tmp_path)
     with pytest.raises(FsadError, match="no training log"):
         inspect.training_curves({})
+
+
+def test_commands_come_from_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("# Card\n\n```bash\npython -m a\npython -m b\n```\n\n```\nother\n```\n")
+    assert inspect.read_commands(tmp_path / "README.md") == "python -m a\npython -m b"
+    assert inspect.read_commands(tmp_path / "nowhere.md") == ""

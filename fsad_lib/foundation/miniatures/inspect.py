@@ -18,11 +18,10 @@ from torch import Tensor
 
 from ...errors import FsadError
 
-__all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
+__all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
 
 SAMPLES_PER_STEP = {"clip": 128, "vae": 16, "unet": 32}  # the scripts' defaults
 RATE = {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}
-FLAG = {"clip": "--pairs", "vae": "--batch", "unet": "--batch"}
 
 
 class Pairs(NamedTuple):
@@ -121,25 +120,26 @@ def state_table(clip, data_root: str | Path | None = None) -> pd.DataFrame:
 
 class RoundTrip(NamedTuple):
     """decoded_good, decoded_bad: (N, 3, H, W); psnr: dB over all images; kept: (N,) share of each defect's contrast, in the defect's
-    own direction (1 = all of it, 0 = none)."""
+    own direction (1 = all of it, 0 = none); together: the share of all defects' contrast at once, where strong ones weigh most."""
 
     decoded_good: Tensor
     decoded_bad: Tensor
     psnr: float
     kept: Tensor
+    together: float
 
 
 @torch.no_grad()
 def round_trip(diffusion, scenes: Pairs) -> RoundTrip:
     """Encode and decode both photographs of each scene, and see what is left of the difference between them.
 
-    kept_i = <D(bad) - D(good), bad - good> / |bad - good|², over the pixels of the mask.
+    kept_i = <D(bad_i) - D(good_i), bad_i - good_i> / |bad_i - good_i|², over the pixels of the mask; together: both sums over all i.
     """
     good, bad = (diffusion.decode(diffusion.posterior(x)[0]) for x in (scenes.good, scenes.bad))
     mse = torch.cat([(good - scenes.good) ** 2, (bad - scenes.bad) ** 2]).mean()
     before, after = ((b - a) * scenes.mask[:, None] for a, b in ((scenes.good, scenes.bad), (good, bad)))
-    kept = (before * after).flatten(1).sum(1) / before.square().flatten(1).sum(1).clamp_min(1e-9)
-    return RoundTrip(good, bad, float(-10 * torch.log10(mse)), kept)
+    product, energy = (before * after).flatten(1).sum(1), before.square().flatten(1).sum(1).clamp_min(1e-9)
+    return RoundTrip(good, bad, float(-10 * torch.log10(mse)), product / energy, float(product.sum() / energy.sum()))
 
 
 @torch.no_grad()
@@ -191,26 +191,21 @@ def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     return logs
 
 
-def training_table(folder: str | Path, logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a part: steps, samples seen, hours, and where told the device and the commands.
+def read_commands(card: str | Path) -> str:
+    """The commands that made the miniatures: the first fenced block of their card (data/models/mini/README.md); "" without one."""
+    path = Path(card)
+    block = re.search(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S) if path.is_file() else None
+    return block[1].rstrip() if block else ""
 
-    `folder`/commands.json may hold part -> {"commands": one a phase, in order, "device", "hours"}; hours are otherwise estimated from the
-    logged rates, samples from the last command's batch size.
-    """
-    path = Path(folder) / "commands.json"
-    told = json.loads(path.read_text()) if path.is_file() else {}
+
+def training_table(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a part: steps, samples seen (at the scripts' default batch sizes) and hours, both from the log."""
     rows = {}
     for part, log in logs.items():
-        entry = told.get(part, {})
-        commands = entry.get("commands", [])
-        given = re.search(rf"{FLAG[part]}[ =](\d+)", commands[-1]) if commands else None
-        batch = int(given[1]) * (2 if part == "clip" else 1) if given else SAMPLES_PER_STEP[part]
+        batch = SAMPLES_PER_STEP[part]
         seconds = (log["step"].diff().fillna(log["step"].iloc[0]) * batch / log[RATE[part]]).sum()
-        rows[part] = {
-            "steps": int(log["step"].iloc[-1]), "samples": int(log["step"].iloc[-1] * batch), "hours": round(entry.get("hours", seconds / 3600), 2),
-            "device": entry.get("device", "not recorded"), "commands": commands,
-        }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis("part")
+        rows[part] = {"steps": int(log["step"].iloc[-1]), "samples": int(log["step"].iloc[-1] * batch), "hours": round(seconds / 3600, 2)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
 
 
 def training_curves(logs: dict[str, pd.DataFrame]):
