@@ -166,8 +166,29 @@ def _texture_params(noun: str, v: int, r: np.random.Generator) -> dict:
     return dict(variant=v, scale=scale, angle=(0.0, 0.4, 1.2, 1.57, 0.7, 0.25)[v] + r.uniform(-0.08, 0.08), warp=r.uniform(0.2, 1.0), contrast=r.uniform(0.55, 1.0))
 
 
-def make_design(noun: str, split: str, rng: np.random.Generator) -> Design:
-    """Draw one design of `noun` for `split` ("pretraining", "development" or "evaluation").
+def _decorated(shape: dict, noun: str, rng: np.random.Generator, second: tuple[float, float, float]) -> dict:
+    """Variety for pretraining: details of another construction, and regular patterns of holes, marks, grooves or parts. Without it the
+    four constructions of a noun are learned by heart, and every clean edge of a new design looks like a defect."""
+    other = _object_shape(noun, int(rng.choice(CONSTRUCTIONS["pretraining"])), rng, second)
+    shape = shape | {k: other.get(k, ()) for k in ("grooves", "prints", "parts") if noun != "bracket" and rng.random() < 0.35}
+    if noun in ("key", "star", "bracket"):  # too narrow: a pattern would be cut off at the outline and look broken
+        return shape
+    for _ in range(int(rng.choice(3, p=(0.4, 0.4, 0.2)))):
+        where = str(rng.choice(["sub", "grooves", "prints", "parts"], p=(0.2, 0.3, 0.25, 0.25)))
+        kind, size = str(rng.choice(["circle", "box", "polygon", "ellipse"])), rng.uniform(0.035, 0.11)
+        colour = second if rng.random() < 0.7 else tuple(float(c) for c in rng.uniform(0.05, 0.95, 3))
+        if rng.random() < 0.6:
+            extra = _around(int(rng.integers(2, 11)), rng.uniform(0.12, 0.6), size, kind, rng.uniform(0, 6.28), rgb=colour)
+        elif where == "grooves" and rng.random() < 0.5:
+            extra = (Prim("circle", 0, 0, rng.uniform(0.1, 0.65)),)
+        else:
+            extra = _row(int(rng.integers(2, 6)), rng.uniform(-0.4, 0.4), rng.uniform(0.15, 0.5), size * 0.7, kind, rng.uniform(0.5, 2.5), rgb=colour)
+        shape[where] = shape.get(where, ()) + extra
+    return shape
+
+
+def make_design(noun: str, split: str, rng: np.random.Generator, decorated: bool = False) -> Design:
+    """Draw one design of `noun` for `split` ("pretraining", "development" or "evaluation"); `decorated` adds variety to pretraining.
 
     >>> make_design("gear", "evaluation", np.random.default_rng(0)).noun
     'gear'
@@ -188,4 +209,7 @@ def make_design(noun: str, split: str, rng: np.random.Generator) -> Design:
     rotation = float(rng.choice([0.12, 0.35, np.pi]))
     if noun in TEXTURES:
         return Design(noun, colour, rgb, second, background, "matte", 0.0, texture=_texture_params(noun, construction, rng))
-    return Design(noun, colour, rgb, second, background, material, rotation, **_object_shape(noun, construction, rng, second))
+    shape = _object_shape(noun, construction, rng, second)
+    if decorated:
+        shape = _decorated(shape, noun, rng, second)
+    return Design(noun, colour, rgb, second, background, material, rotation, **shape)

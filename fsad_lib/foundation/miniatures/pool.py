@@ -1,7 +1,8 @@
 """The pretraining pool: pairs of photographs of one scene, without and with a defect, in memory-mapped chunks.
 
-    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 12 --sizes 0.055 0.15
-    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 6 --first 12
+    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 12 --plain --sizes 0.055 0.15
+    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 6 --first 12 --plain
+    python -m fsad_lib.foundation.miniatures.pool --folder data/pool --chunks 18 --first 18
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CHUNK = 2000
 GRID = 16  # cells per side of the coarse defect map that helps the image tower (see train_clip)
 
 
-def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SIZES) -> Path:
+def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SIZES, decorated: bool = True) -> Path:
     """Write chunk `index`: images (CHUNK, 2, 128, 128, 3) uint8 [good, defective]; labels (CHUNK, 3): noun, colour, kind; the share of
     defective pixels in GRID x GRID cells. Every scene has a new design. Only defect kinds of `defects.SEEN` occur."""
     target = folder / f"images-{index:03d}.npy"
@@ -34,7 +35,7 @@ def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SI
     for i in range(CHUNK):
         rng = _rng("pretraining", index, i)
         noun = NOUNS[int(rng.integers(len(NOUNS)))]
-        scene = render.sample_scene(make_design(noun, "pretraining", rng), rng)
+        scene = render.sample_scene(make_design(noun, "pretraining", rng, decorated), rng)
         kind = int(rng.integers(len(defects.SEEN)))
         images[i, 0] = render.photograph(render.render(scene), scene.seed + 2)
         images[i, 1], mask = defects.apply(scene, defects.SEEN[kind], rng, sizes)
@@ -63,10 +64,11 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=12)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--sizes", type=float, nargs=2, default=defects.SIZES, help="range of the defects' half width")
+    parser.add_argument("--plain", action="store_true", help="leave out the decoration of the designs")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     with ProcessPoolExecutor(args.workers) as workers:
-        for path in workers.map(make_chunk, [args.folder] * args.chunks, range(args.first, args.first + args.chunks), [tuple(args.sizes)] * args.chunks):
+        for path in workers.map(make_chunk, [args.folder] * args.chunks, range(args.first, args.first + args.chunks), [tuple(args.sizes)] * args.chunks, [not args.plain] * args.chunks):
             print(path, flush=True)
 
 
