@@ -2,9 +2,10 @@
 
     python -m fsad_lib.foundation.miniatures.train_clip --pool data/pool --out data/training/clip --steps 4000
 
-Three losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) for every image, its
-state against the opposite state in words ("a photo of a flawless gear" / "... damaged gear"); (3) an auxiliary linear read-out of the
-patch tokens that marks defective cells. (3) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
+Four losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) the state of an "object" in
+words ("a photo of a flawless object" / "... damaged object"), and which of the two photographs of a scene is the damaged one; (3) noun and
+state together, one of 2 x 28 texts ("a photo of a damaged gear"); (4) an auxiliary linear read-out of the patch tokens that marks
+defective cells. (4) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
 Resumable: run the same command again. From --freeze-text-at on, the text tower stays fixed, so that the diffusion model can be trained on it.
 """
 
@@ -106,39 +107,35 @@ class Batches:
             if caption.effect:
                 x[i] = photo_effect(x[i], caption.effect, rng)
                 local[i] = caption.effect in ("dark", "bright", "jpeg", "blurry")
-        asked = rng.choice(len(NOUNS), 8, replace=False)  # the nouns whose states are asked for in this step, after "object"
-        pairs = [state_pair(rng, "object")] + [state_pair(rng, NOUNS[n]) for n in asked]
-        which = np.array([1 + int(np.flatnonzero(asked == n)[0]) if n in asked else 0 for n in nouns])
-        return x, captions, is_true(captions, nouns, colours, kinds), which, kinds, cells, local, pairs
+        pairs = [state_pair(rng, "object")] + [state_pair(rng, noun) for noun in NOUNS]
+        return x, captions, is_true(captions, nouns, colours, kinds), nouns, kinds, cells, local, pairs
 
 
 def losses(model, head, batch, amp: torch.dtype | None, train_text: bool, ranking: float = 0.0):
-    """-> (contrastive, state, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
-    x, captions, true, which, kinds, cells, local, pairs = batch
+    """-> (contrastive, state, joint, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
+    x, captions, true, nouns, kinds, cells, local, pairs = batch
     device = model.logit_scale.device
     mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     with torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
         pooled, tokens = model.visual(((x - mean) / std).to(device))
-        ids = tokenize([c.text for c in captions] + [text for pair in pairs for text in pair]).to(device)
         with torch.set_grad_enabled(train_text):
-            g_all = encode_text(model, ids)
+            g = encode_text(model, tokenize([c.text for c in captions]).to(device)).float()
+            g_pairs = encode_text(model, tokenize([text for pair in pairs for text in pair]).to(device)).float()
         logits_cells = head(tokens)
     f, scale = F.normalize(pooled.float(), dim=-1), model.logit_scale.exp()
-    g, g_pairs = g_all[: len(captions)].float(), g_all[len(captions) :].float().view(-1, 2, g_all.shape[-1])
     target = torch.from_numpy(true).to(device).float()
     logits = scale * f @ g.T
     contrastive = 0.5 * (F.cross_entropy(logits, target / target.sum(1, keepdim=True)) + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True)))
     state = torch.from_numpy((kinds >= 0).astype(np.int64)).to(device)
-    by_object = scale * f @ g_pairs[0].T
-    by_noun = scale * torch.einsum("bd,bsd->bs", f, g_pairs[torch.from_numpy(which).to(device)])
-    state_loss = 0.5 * (F.cross_entropy(by_object, state) + F.cross_entropy(by_noun, state))
+    by_object = scale * f @ g_pairs[:2].T
     margin = (by_object[:, 1] - by_object[:, 0]).view(-1, 2)  # good and defective photograph of one scene
-    state_loss = state_loss + ranking * F.softplus(margin[:, 0] - margin[:, 1]).mean()
+    state_loss = F.cross_entropy(by_object, state) + ranking * F.softplus(margin[:, 0] - margin[:, 1]).mean()
+    joint = F.cross_entropy(scale * f @ g_pairs[2:].T, 2 * torch.from_numpy(nouns).to(device) + state)
     side = int(math.isqrt(tokens.shape[1]))
     k = GRID // side
     target_cells = (cells.view(-1, side, k, side, k).permute(0, 1, 3, 2, 4).reshape(len(x), side * side, k * k) > 0.04).float().to(device)
     per_image = F.binary_cross_entropy_with_logits(logits_cells.float(), target_cells, pos_weight=torch.tensor(8.0, device=device), reduction="none").mean((1, 2))
-    return contrastive, state_loss, per_image[local.to(device)].mean()
+    return contrastive, state_loss, joint, per_image[local.to(device)].mean()
 
 
 @torch.no_grad()
@@ -187,6 +184,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--state-weight", type=float, default=1.0)
     parser.add_argument("--cells-weight", type=float, default=0.5)
+    parser.add_argument("--joint-weight", type=float, default=1.0)
     parser.add_argument("--ranking", type=float, default=0.0)
     parser.add_argument("--objects", type=float, default=1.0, help="how much likelier an object is drawn than a texture")
     parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
@@ -215,7 +213,7 @@ def main() -> None:
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(3), time.time(), step
+    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(4), time.time(), step
     while step < (args.until or args.steps):
         train_text = step < args.freeze_text_at
         if not train_text:
@@ -227,17 +225,20 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             parts = losses(model, head, batches(step), amp, train_text, args.ranking)  # on a CPU the fused bfloat16 kernel's backward is slow
-            (parts[0] + args.state_weight * parts[1] + args.cells_weight * parts[2]).backward()
+            (parts[0] + args.state_weight * parts[1] + args.joint_weight * parts[2] + args.cells_weight * parts[3]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
         sums += [float(p.detach()) for p in parts]
         step += 1
-        if step % 50 == 0:
+        last = step in (args.steps, args.until)
+        if step % 50 == 0 or last:
             rate = (step - first) * 2 * args.pairs / (time.time() - start)
-            row = {"step": step, "contrastive": sums[0] / 50, "state": sums[1] / 50, "cells": sums[2] / 50, "scale": float(model.logit_scale.exp()), "images_per_s": rate}
+            since = step - max(first, (step - 1) // 50 * 50)
+            row = {"step": step} | dict(zip(("contrastive", "state", "joint", "cells"), (sums / since).tolist()))
+            row |= {"scale": float(model.logit_scale.detach().exp()), "images_per_s": rate}
             sums[:] = 0
-            if step % args.every == 0 or step in (args.steps, args.until):
+            if step % args.every == 0 or last:
                 model.eval()
                 row |= development_auroc(model, args.datasets / "minifab_dev")
                 model.train()
@@ -246,8 +247,8 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-            if step == args.freeze_text_at:
-                save_atomically({"model": model.state_dict()}, args.out / "frozen_text.pt")
+        if step == args.freeze_text_at:
+            save_atomically({"model": model.state_dict()}, args.out / "frozen_text.pt")
 
 
 if __name__ == "__main__":

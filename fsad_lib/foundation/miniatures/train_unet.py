@@ -45,7 +45,7 @@ def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: int, dev
         if not all(f.exists() for f in files):
             parts = ([], [])
             for start in range(0, len(chunk), 64):
-                x = torch.from_numpy(chunk[start : start + 64]).flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+                x = torch.from_numpy(np.array(chunk[start : start + 64])).flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
                 with torch.autocast(x.device.type, torch.bfloat16):
                     posterior = vae.encode(x).latent_dist
                 for part, value in zip(parts, (posterior.mean, posterior.std)):
@@ -124,10 +124,12 @@ def main() -> None:
         keep = min(0.998, (1 + step) / (10 + step))
         for k, v in unet.state_dict().items():
             average[k].lerp_(v, 1 - keep)
-        if step % 50 == 0:
-            row = {"step": step, "loss": round(total / 50, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
+        last = step in (args.steps, args.until)
+        if step % 50 == 0 or last:
+            since = step - max(first, (step - 1) // 50 * 50)
+            row = {"step": step, "loss": round(total / since, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
             total = 0.0
-            if step % args.every == 0 or step in (args.steps, args.until):
+            if step % args.every == 0 or last:
                 save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step, "scaling_factor": factor}, checkpoint)
             with (args.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
