@@ -20,8 +20,8 @@ from ...errors import FsadError
 
 __all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
 
-SAMPLES_PER_STEP = {"clip": 128, "vae": 16, "unet": 32}  # the scripts' defaults
-RATE = {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}
+SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "vae": 16, "unet": 32}  # the scripts' defaults; a log's column "batch" says otherwise
+RATE = {"clip_patch16": "images_per_s", "clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}
 
 
 class Pairs(NamedTuple):
@@ -172,7 +172,7 @@ def edits(
 
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The training logs in `folder`: "clip", "vae", "unet" -> one row a report, in order of steps (a part repeated after an
+    """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet" -> one row a report, in order of steps (a part repeated after an
     interruption counts once). Parts without a log are left out.
 
     Raises:
@@ -199,12 +199,13 @@ def read_commands(card: str | Path) -> str:
 
 
 def training_table(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a part: steps, samples seen (at the scripts' default batch sizes) and hours, both from the log."""
+    """One row a part: steps, samples seen and hours, both from the log."""
     rows = {}
     for part, log in logs.items():
-        batch = SAMPLES_PER_STEP[part]
-        seconds = (log["step"].diff().fillna(log["step"].iloc[0]) * batch / log[RATE[part]]).sum()
-        rows[part] = {"steps": int(log["step"].iloc[-1]), "samples": int(log["step"].iloc[-1] * batch), "hours": round(seconds / 3600, 2)}
+        steps = log["step"].diff().fillna(log["step"].iloc[0])
+        samples = steps * log.get("batch", pd.Series(np.nan, log.index)).fillna(SAMPLES_PER_STEP[part])
+        hours = (samples / log[RATE[part]]).sum() / 3600
+        rows[part] = {"steps": int(log["step"].iloc[-1]), "samples": int(samples.sum()), "hours": round(hours, 2)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
 
 
@@ -216,7 +217,9 @@ def training_curves(logs: dict[str, pd.DataFrame]):
     from ... import plots
 
     panels = [
-        ("clip", "CLIP: losses", ["contrastive", "state", "cells"]), ("vae", "VAE: loss", ["loss"]), ("unet", "U-Net: loss (v)", ["loss"]),
+        ("clip_patch16", "CLIP, patches of 16: losses", ["contrastive", "state", "joint", "cells"]),
+        ("clip", "CLIP: losses", ["contrastive", "state", "joint", "cells"]), ("vae", "VAE: loss", ["loss"]), ("unet", "U-Net: loss (v)", ["loss"]),
+        ("clip_patch16", "patches of 16: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
     ]  # fmt: skip

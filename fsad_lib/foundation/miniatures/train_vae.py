@@ -115,7 +115,7 @@ def main() -> None:
         last = step in (args.steps, args.until)
         if step % 100 == 0 or last:
             since = step - max(first, (step - 1) // 100 * 100)
-            row = {"step": step, "loss": total / since, "kl": float(kl.detach()), "crops_per_s": (step - first) * args.batch / (time.time() - start)}
+            row = {"step": step, "loss": total / since, "kl": float(kl.detach()), "batch": args.batch, "crops_per_s": (step - first) * args.batch / (time.time() - start)}
             total = 0.0
             if step % args.every == 0 or last:
                 row |= quality(vae, images, cells)
