@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...datasets.minifab.defects import SEEN
 from ...datasets.minifab.designs import NOUNS, OBJECTS
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
-from .pool import GRID, open_pool
+from .pool import open_pool
 
 # Patches of 8 pixels: 8 x 8 x 3 = 192 numbers fit into a token of width 192, so nothing of a scratch is lost. With patches of 16 (768
 # numbers) discolorations were told apart and scratches were not.
