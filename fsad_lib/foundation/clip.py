@@ -149,6 +149,37 @@ class CLIP:
         return F.normalize(tokens[:, 0] @ v.proj, dim=-1), tokens[:, 1:]
 
     @torch.no_grad()
+    def encode_subsets(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Image embeddings of many subsets of the same tokens: each is what :meth:`encode_tokens` gives for it alone.
+
+        Two savings change nothing: in the first block a token's query, key and value are the same in every subset, and in the
+        last block only the class token is read.
+
+        Args:
+            tokens: (B, 1 + N, width) of :meth:`embed_patches`. index: (W, n) token numbers; the first column is the class token, 0.
+
+        Returns:
+            f (B, W, D), of unit norm.
+        """
+        v, blocks = self._visual, list(self._visual.transformer.resblocks)
+        count = len(index)
+        if not all(map(_is_plain, blocks)):
+            return self.encode_tokens(tokens[:, index].flatten(0, 1))[0].unflatten(0, (-1, count))
+        x = tokens[:, index].flatten(0, 1)
+        for i, block in enumerate(blocks):
+            attention, last = block.attn, block is blocks[-1]
+            if i == 0:  # (B, heads, 1 + N, width) of each token once -> (B W, heads, n, width)
+                once = _heads(attention, block.ln_1(tokens))
+                q, k, u = (part[:, :, index].transpose(1, 2).flatten(0, 1) for part in once)
+            else:
+                q, k, u = _heads(attention, block.ln_1(x), first_query=last)
+            if last:
+                x, q = x[:, :1], q[:, :, :1]
+            x = x + block.ls_1(attention.out_proj(F.scaled_dot_product_attention(q, k, u).transpose(1, 2).flatten(2)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return F.normalize(v.ln_post(x[:, 0]) @ v.proj, dim=-1).unflatten(0, (-1, count))
+
+    @torch.no_grad()
     def encode_image(self, x: Tensor, batch_size: int = 64) -> Tensor:
         """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size."""
         return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in x.split(batch_size)])
@@ -346,9 +377,14 @@ def _is_plain(block: nn.Module) -> bool:
     )
 
 
-def _heads(attention: nn.MultiheadAttention, x: Tensor) -> list[Tensor]:
-    """Queries, keys and values, each (B, heads, L, width of a head)."""
-    parts = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+def _heads(attention: nn.MultiheadAttention, x: Tensor, first_query: bool = False) -> list[Tensor]:
+    """Queries, keys and values, each (B, heads, L, width of a head); with ``first_query`` the first token's query alone."""
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if first_query:
+        width = x.shape[-1]
+        parts = [F.linear(x[:, :1], weight[:width], bias[:width]), *F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)]
+    else:
+        parts = F.linear(x, weight, bias).chunk(3, dim=-1)
     return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts]
 
 

@@ -12,6 +12,7 @@ from fsad_lib.foundation.clip import CLIP
 __all__ = ["Features", "extract", "harmonic_aggregation", "window_features", "window_index"]
 
 TOKENS = 16_384  # tokens that pass through the transformer at once
+CACHED = 4_096  # the same on a CPU, whose cache they should fit
 EPSILON = 1e-7  # below float32's resolution of a cosine; keeps 1/score finite
 
 
@@ -68,10 +69,8 @@ def window_features(clip: CLIP, tokens: Tensor, size: int) -> Tensor:
     """
     index = window_index(clip.grid, size).to(tokens.device) + 1
     index = torch.cat([index.new_zeros(len(index), 1), index], dim=1)
-    sequences = tokens[:, index].flatten(0, 1)
-    chunk = max(1, TOKENS // index.shape[1])
-    f = torch.cat([clip.encode_tokens(part)[0] for part in sequences.split(chunk)])
-    return f.reshape(len(tokens), len(index), f.shape[-1])
+    at_once = max(1, (min(TOKENS, CACHED) if tokens.device.type == "cpu" else TOKENS) // index.numel())
+    return torch.cat([clip.encode_subsets(part, index) for part in tokens.split(at_once)])
 
 
 @torch.no_grad()
