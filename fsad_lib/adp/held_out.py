@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fsad_lib import datasets
 from fsad_lib.adp.detector import ADP
-from fsad_lib.adp.stages import load_models, synthesize
+from fsad_lib.adp.stages import clip_model, synthesize
 from fsad_lib.errors import FsadError
 
 __all__ = ["build_detector", "leave_one_out"]
@@ -25,7 +25,7 @@ def build_detector(run: Any, shots: Tensor | None = None, method: str = "adp") -
     tuned = synthesize(run.upstream("20_synthesize"))
     if method not in tuned.prototypes:
         raise FsadError(f"Unknown method {method!r}; the methods are {', '.join(tuned.prototypes)}.")
-    clip, _ = load_models(run.profile)
+    clip = clip_model(run.profile)
     x = datasets.read_images(run.shot_paths(), clip.image_size) if shots is None else shots
     adp = run.profile.adp
     return ADP(
@@ -43,7 +43,7 @@ def leave_one_out(run: Any, at_most: int = 8) -> np.ndarray:
     """
     if run.shots < 2:
         raise FsadError(f"Leave-one-out needs at least 2 shots; found {run.shots}.")
-    clip, _ = load_models(run.profile)
+    clip = clip_model(run.profile)
     x = datasets.read_images(run.shot_paths(), clip.image_size)
     scores = []
     for i in range(min(len(x), at_most)):

@@ -39,7 +39,7 @@ from fsad_lib.profiles import missing_checkpoints
 from fsad_lib.runs import Run, write_json
 
 __all__ = [
-    "METHODS", "Evaluated", "Personalized", "Pseudo", "Synthesized", "evaluate", "load_models", "metric_rows", "personalize",
+    "METHODS", "Evaluated", "Personalized", "Pseudo", "Synthesized", "clip_model", "evaluate", "load_models", "metric_rows", "personalize",
     "synthesize",
 ]  # fmt: skip
 
@@ -116,6 +116,12 @@ def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Dif
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def clip_model(profile: Any) -> CLIP:
+    """ADP's CLIP alone: all that judging needs, so that the diffusion model and its library stay unread."""
+    missing_checkpoints(profile, ("clip",))
+    return _clip(str(profile.path("clip")), profile.clip.architecture, _device())
 
 
 def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
