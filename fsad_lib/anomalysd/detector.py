@@ -1,7 +1,8 @@
 """The detector: repaint every masked region of an image as normal, and measure what changed.
 
 For every image: its passes (grid cells of each scale, and the prototype-guided mask) -> normal twins x_hat -> differences D(x, x_hat) ->
-S^(k), S_ms, S_pg, S_map -> image score. Passes of all images are repainted together, a constant number at a time.
+S^(k), S_ms, S_pg, S_map -> image score. The passes of an image are repainted together, ``batch_size`` at a time, never mixed with another
+image's: matrix products round differently in different company, and a score must not depend on which images it is computed with.
 """
 
 import hashlib
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fsad_lib.anomalysd.masks import Pass, grid_passes, prototype_mask
-from fsad_lib.anomalysd.score import EPSILON, fuse, harmonic_mean, image_score
+from fsad_lib.anomalysd.score import EPSILON, fuse, harmonic_mean, image_score, scale_map
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator, resize
-from fsad_lib.foundation.inpainting import Inpainting, in_chunks
+from fsad_lib.foundation.inpainting import Inpainting
 from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.patch_memory import PatchMemory
 
@@ -30,7 +31,7 @@ class Settings:
     strength lambda in [0, 1]: T~ = lambda * T. scales K: cells a side. alpha in [0, 1]: weight of S_pg. prototype_share,
     prototype_margin: :func:`fsad_lib.anomalysd.masks.prototype_mask`. packed: cells that do not touch share a pass. image_share: 0: the
     image score is the map's maximum, else the mean over this share. sigma: Gaussian smoothing of S_map, in pixels at 256 a side.
-    perceptual_size: images are enlarged to this side for D; None: not at all.
+    perceptual_size: images are enlarged to this side for D; None: not at all. batch_size: passes repainted at once.
     """
 
     strength: float
@@ -45,6 +46,7 @@ class Settings:
     sigma: float = 4.0
     epsilon: float = EPSILON
     perceptual_size: int | None = None
+    batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class Settings:
                 ("prototype_share", 0 < self.prototype_share <= 1, "in (0, 1]"),
                 ("prototype_margin", 0 <= self.prototype_margin < 0.5, "in [0, 0.5)"),
                 ("image_share", 0 <= self.image_share <= 1, "in [0, 1]"), ("sigma", self.sigma >= 0, "at least 0"),
+                ("batch_size", self.batch_size >= 1, "at least 1"),
                 ("epsilon", self.epsilon > 0, "above 0"), ("guidance_scale", self.guidance_scale >= 0, "at least 0"),
                 ("perceptual_size", self.perceptual_size is None or self.perceptual_size >= 31, "None or at least 31"),
             )
@@ -127,6 +130,12 @@ class AnomalySD:
     def __init__(self, model: Inpainting, lpips: Lpips, categories: Mapping[str, Category], settings: Settings) -> None:
         if not categories:
             raise FsadError("no categories; give at least one, name -> Category(prompt, memory).")
+        lacking = [name for name, c in categories.items() if c.memory is None]
+        if lacking and (settings.alpha > 0 or len(lacking) < len(categories)):
+            raise FsadError(
+                f"no memory of normal patches for {', '.join(lacking)}, alpha is {settings.alpha}; the prototype-guided mask needs one for "
+                "every category. Give memories, or none at all and alpha = 0."
+            )
         model.steps(settings.strength, settings.num_inference_steps)  # refuses a strength of less than one step
         self.model, self.lpips, self.categories, self.settings = model, lpips, dict(categories), settings
         self.grid = grid_passes(settings.scales, model.image_size, settings.packed)
@@ -154,15 +163,14 @@ class AnomalySD:
         """For images (B, 3, H, W) of unknown category: the one whose normal patches lie nearest, on average over the image.
 
         Raises:
-            FsadError: a category without a memory (unless it is the only one).
+            FsadError: several categories and no memories.
         """
         names = list(self.categories)
         if len(names) == 1:
             return names * len(x)
-        lacking = [name for name, c in self.categories.items() if c.memory is None]
-        if lacking:
-            raise FsadError(f"no memory for {', '.join(lacking)}: an unknown category is chosen by its normal patches. Add shots.")
         first = self.categories[names[0]].memory
+        if first is None:
+            raise FsadError("an unknown category is chosen by its normal patches, and there is no memory of them. Add shots.")
         chosen = []
         for image in x:
             patches = first.patches(image[None])  # every memory shares the backbone
@@ -185,34 +193,25 @@ class AnomalySD:
         return torch.randn(shape, generator=generator(self.settings.seed, "inpaint", image, p.k, p.cells))
 
     @torch.no_grad()
-    def repaint(self, x: Tensor, passes: Sequence[Pass], category: str | Sequence[str]) -> Tensor:
-        """The normal twins x_hat (P, 3, H, W) of images x (P, 3, H, W), one for each pass; outside its mask a twin is the image."""
-        names = [category] * len(x) if isinstance(category, str) else list(category)
-        x = resize(x, self.model.image_size)
-        unique = {content_hash(image): image for image in x}
-        keys = list(unique)
-        index = [keys.index(content_hash(image)) for image in x]
-        return self._repaint(x, self.model.latents(torch.stack(list(unique.values())))[index], passes, [keys[i] for i in index], names)
-
-    def _repaint(self, x: Tensor, z: Tensor, passes: Sequence[Pass], keys: Sequence[str], names: Sequence[str]) -> Tensor:
-        s = self.settings
+    def repaint(self, x: Tensor, passes: Sequence[Pass], category: str) -> Tensor:
+        """The normal twins x_hat (P, 3, H, W) of one image x (1, 3, H, W); outside its mask a twin is the image itself."""
+        s, x = self.settings, resize(x, self.model.image_size).to(self.model.device)
+        name = content_hash(x[0])
+        z = self.model.posterior(x)[0]  # encoded once for all passes
+        n = len(passes)
         return self.model.inpaint(
-            x, torch.stack([p.m for p in passes])[:, None], torch.cat([self._text[name] for name in names]), strength=s.strength,
-            noise=torch.cat([self.noise(key, p) for key, p in zip(keys, passes, strict=True)]), z=z,
-            guidance_scale=s.guidance_scale, num_inference_steps=s.num_inference_steps,
+            x.expand(n, -1, -1, -1), torch.stack([p.m for p in passes])[:, None], self._text[category], strength=s.strength,
+            noise=torch.cat([self.noise(name, p) for p in passes]), z=z.expand(n, -1, -1, -1), guidance_scale=s.guidance_scale,
+            num_inference_steps=s.num_inference_steps, batch_size=s.batch_size,
         )  # fmt: skip
 
     @torch.no_grad()
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """D(x, y) in AlexNet's feature space, (B, H, W), of images (B, 3, H, W) in [0, 1]."""
-        size, side = tuple(y.shape[-2:]), self.settings.perceptual_size
-
-        def d(x: Tensor, y: Tensor) -> Tensor:
-            if side is not None:
-                x, y = resize(x, side), resize(y, side)
-            return self.lpips.distance_map(x, y, size)
-
-        return in_chunks(d, x, y, size=self.model.chunk)
+        """D(x, y) in AlexNet's feature space, (P, H, W), of one image x (1, 3, H, W) and its twins y (P, 3, H, W), all in [0, 1]."""
+        side = self.settings.perceptual_size or x.shape[-1]
+        f = self.lpips.features(resize(x, side))  # once for all twins
+        parts = y.split(self.settings.batch_size)
+        return torch.cat([self.lpips.distance_map(f, resize(part, side), tuple(x.shape[-2:])) for part in parts])
 
     # ---------------------------------------------------------------- scores
     @torch.no_grad()
@@ -227,54 +226,52 @@ class AnomalySD:
         """Scores of images.
 
         Args:
-            x: (B, 3, H, W) in [0, 1]; resized to the model's size. The scores of an image do not depend on the others.
+            x: (B, 3, H, W) in [0, 1]; resized to the model's size. The scores of an image do not depend on the others, to the last bit.
             category: protocol "category given": the name, one for all or one for each; None: protocol "category unknown", chosen by
                 :meth:`choose_category`.
-            controls: also compute the autoencoder controls (see :class:`Scores`); about twice as many distances.
-            progress: called with (passes done, passes in all).
+            controls: also compute the autoencoder controls (see :class:`Scores`); twice as many distances.
+            progress: called with (images done, images in all).
 
         Raises:
             FsadError: no images, or categories that are unknown or too few.
         """
         if x.ndim != 4 or x.shape[1] != 3 or not len(x):
             raise FsadError(f"found images of shape {tuple(x.shape)}, expected (B, 3, H, W) with B at least 1.")
-        s, size = self.settings, self.model.image_size
-        names = self._names(x, category)
-        keys_x = resize(x, size).to(self.model.device)
-        keys = [content_hash(image) for image in keys_x]
-        jobs = [(i, p) for i in range(len(x)) for p in self.passes(x[i : i + 1], names[i])]
-        x, z = keys_x, self.model.latents(keys_x)
-        references = {"image": x}
-        if controls:
-            decoded = in_chunks(lambda part: self.model.decode(part, self.model.chunk), z, size=self.model.chunk)
-            references["roundtrip"] = decoded
-        # sums[reference][k] = S^(k) of every image, filled pass by pass; k = 0: S_pg
-        kinds = dict.fromkeys([*s.scales, *(p.k for _, p in jobs)])
-        sums = {name: {k: x.new_zeros(len(x), size, size) for k in kinds} for name in references}
-        for start in range(0, len(jobs), self.model.chunk):
-            part = jobs[start : start + self.model.chunk]
-            rows, passes = [i for i, _ in part], [p for _, p in part]
-            m = torch.stack([p.m for p in passes]).to(x.device)
-            x_hat = self._repaint(x[rows], z[rows], passes, [keys[i] for i in rows], [names[i] for i in rows])
-            for name, reference in references.items():
-                d = self.difference(reference[rows], torch.where(m[:, None], x_hat, reference[rows]))
-                for n, (i, p) in enumerate(part):
-                    # S^(k) = sum_ij M^(k)_ij * D(x, x_hat^(k)_ij), and S_pg = M^(p) * D(x, x_hat^(p))
-                    sums[name][p.k][i] += torch.where(m[n], d[n], 0)
+        names, found = self._names(x, category), []
+        for i, name in enumerate(names):
+            found.append(self._one(x[i : i + 1], name, controls))
             if progress:
-                progress(start + len(part), len(jobs))
-        fused = {name: self._fuse(maps) for name, maps in sums.items()}
-        more = {}
-        if controls:
-            more = {"roundtrip": self._smooth(self.difference(x, references["roundtrip"])), "against_roundtrip": fused["roundtrip"][1]}
-        s_ms, s_map = fused["image"]
-        scales = {k: v for k, v in sums["image"].items() if k}
-        return Scores(image_score(s_map, s.image_share), s_map, scales, s_ms, sums["image"].get(0), names, more)
+                progress(i + 1, len(x))
+        stack = {key: torch.cat([one[key] for one in found]) if found[0][key] is not None else None for key in found[0]}
+        scales = {k: stack.pop(f"S{k}") for k in self.settings.scales}
+        s_ms, s_pg, s_map = (stack.pop(key) for key in ("s_ms", "s_pg", "map"))
+        return Scores(image_score(s_map, self.settings.image_share), s_map, scales, s_ms, s_pg, names, stack)
 
-    def _fuse(self, maps: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        s_ms = harmonic_mean({k: v for k, v in maps.items() if k}, self.settings.epsilon)
-        s_pg = maps.get(0)
-        return s_ms, self._smooth(fuse(s_ms, s_pg, self.settings.alpha if s_pg is not None else 0.0))
+    def _one(self, x: Tensor, category: str, controls: bool) -> dict[str, Tensor | None]:
+        """All maps (1, H, W) of one image."""
+        passes = self.passes(x, category)
+        x_hat = self.repaint(x, passes, category)
+        x = resize(x, self.model.image_size).to(x_hat)
+        maps = self._maps(x, x_hat, passes)
+        if controls:
+            decoded = self.model.decode(self.model.posterior(x)[0])
+            m = torch.stack([p.m for p in passes])[:, None].to(x.device)
+            # the twin's surroundings have gone through the decoder too
+            maps["against_roundtrip"] = self._maps(decoded, torch.where(m, x_hat, decoded), passes)["map"]
+            maps["roundtrip"] = self._smooth(self.difference(x, decoded))
+        return maps
+
+    def _maps(self, x: Tensor, x_hat: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor | None]:
+        s, d = self.settings, self.difference(x, x_hat)
+        m = torch.stack([p.m for p in passes]).to(d.device)
+        of = {k: [n for n, p in enumerate(passes) if p.k == k] for k in (*s.scales, 0)}
+        # S^(k): every pixel from the pass that masked it
+        scales = {k: scale_map(d[of[k]], m[of[k]])[None] for k in s.scales}
+        s_ms = harmonic_mean(scales, s.epsilon)
+        # S_pg = M^(p) * D(x, x_hat^(p))
+        s_pg = torch.where(m[of[0]], d[of[0]], 0) if of[0] else None
+        s_map = self._smooth(fuse(s_ms, s_pg, s.alpha))
+        return {**{f"S{k}": v for k, v in scales.items()}, "s_ms": s_ms, "s_pg": s_pg, "map": s_map}
 
     def _smooth(self, maps: Tensor) -> Tensor:
         from torchvision.transforms.functional import gaussian_blur

@@ -6,7 +6,7 @@ read as :mod:`fsad_lib.foundation.diffusion` says; the miniature shares VAE, sch
 model and adds ``unet_inpainting/`` beside its ``unet/``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,9 @@ from torch import Tensor
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 
-__all__ = ["Inpainting", "in_chunks", "load_inpainting"]
+__all__ = ["Inpainting", "load_inpainting"]
 
 OWN_UNET = "unet_inpainting"
-
-
-def in_chunks(f: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
-    """Apply f to exactly ``size`` rows at a time, the last chunk filled up by repetition.
-
-    Matrix products round differently for different numbers of rows; with a constant number the result of a row does not depend, to the
-    last bit, on how many others are computed with it.
-
-    Example:
-        >>> in_chunks(lambda a, b: a + b * len(a), torch.zeros(3, 1), torch.ones(3, 1), size=2).flatten().tolist()
-        [2.0, 2.0, 2.0]
-    """
-    out = []
-    for parts in zip(*(r.split(size) for r in rows), strict=True):
-        n = len(parts[0])
-        full = [torch.cat([p, p[:1].expand(size - n, *p.shape[1:])]) if n < size else p.contiguous() for p in parts]
-        out.append(f(*full)[:n])
-    return torch.cat(out)
 
 
 class Inpainting(Diffusion):
@@ -45,14 +27,12 @@ class Inpainting(Diffusion):
 
     Attributes:
         amp: torch.bfloat16 to run the U-Net in that precision; None: float32.
-        chunk: images that are repainted at once; always as many, see :func:`in_chunks`.
 
     Raises:
         FsadError: a U-Net without the nine input channels, and everything that ``Diffusion`` refuses.
     """
 
     amp: torch.dtype | None = None
-    chunk: int = 4
 
     def _check(self) -> None:
         latent = self.vae.config.latent_channels
@@ -66,12 +46,7 @@ class Inpainting(Diffusion):
 
     # ---------------------------------------------------------------- the U-Net's view
     @torch.no_grad()
-    def latents(self, x: Tensor) -> Tensor:
-        """Posterior means (B, 4, h, w), scaled, of images (B, 3, H, W) in [0, 1]."""
-        return in_chunks(lambda part: self.posterior(part, self.chunk)[0], x, size=self.chunk)
-
-    @torch.no_grad()
-    def masked_latents(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    def masked_latents(self, x: Tensor, m: Tensor, batch_size: int = 8) -> tuple[Tensor, Tensor]:
         """What the U-Net is told about the rest of the image.
 
         As in the checkpoint's own pipeline, the masked region is painted mid-grey (0 in [-1, 1]) before encoding, and the mask is
@@ -87,7 +62,7 @@ class Inpainting(Diffusion):
             FsadError: a mask of another shape than its image's, or with values other than 0 and 1.
         """
         m = self._mask(x, m)
-        z_masked = self.posterior(torch.where(m > 0, 0.5, x.to(m)), self.chunk)[0]
+        z_masked = self.posterior(torch.where(m > 0, 0.5, x.to(m)), batch_size)[0]
         return F.interpolate(m, scale_factor=1 / self.factor), z_masked
 
     def _mask(self, x: Tensor, m: Tensor) -> Tensor:
@@ -151,6 +126,7 @@ class Inpainting(Diffusion):
     def inpaint(
         self, x: Tensor, m: Tensor, prompts: Sequence[str] | Tensor, *, strength: float, noise: Tensor,
         guidance_scale: float = 1.0, num_inference_steps: int = 40, z: Tensor | None = None, composite: bool = True,
+        batch_size: int = 8,
     ) -> Tensor:  # fmt: skip
         """Repaint the masked regions: noise is added up to step T~ = strength * T and taken out again by deterministic DDIM.
 
@@ -163,6 +139,8 @@ class Inpainting(Diffusion):
             guidance_scale: classifier-free guidance; 1 or less: none, and half the cost.
             z: (B, 4, h, w) latents of x where the caller has them (posterior mean).
             composite: keep the image's own pixels outside the mask; otherwise the decoder's.
+            batch_size: images repainted at once. Matrix products round differently for different numbers of rows, so that it can
+                change the last bits of the result.
 
         Returns:
             (B, 3, H, W) in [0, 1].
@@ -173,7 +151,7 @@ class Inpainting(Diffusion):
         count, m = self.steps(strength, num_inference_steps), self._mask(x, m)
         x, noise = x.to(m), noise.to(m)
         side = self.image_size // self.factor
-        z = self.latents(x) if z is None else z.to(m)
+        z = self.posterior(x, batch_size)[0] if z is None else z.to(m)
         text = self._states(prompts, None)
         text = text.expand(len(x), -1, -1) if len(text) == 1 else text
         expected = (len(x), self.vae.config.latent_channels, side, side)
@@ -182,16 +160,13 @@ class Inpainting(Diffusion):
                 f"found {len(x)} images, {len(text)} prompts, noise {tuple(noise.shape)} and latents {tuple(z.shape)}; expected one "
                 f"prompt for each image (or one for all), noise and latents of shape {expected}."
             )
-        if not len(x):
-            return x
-
-        def repaint(x: Tensor, m: Tensor, z: Tensor, noise: Tensor, text: Tensor) -> Tensor:
-            m_z, z_masked = self.masked_latents(x, m)
-            z_0 = self._denoise(z, noise, m_z, z_masked, text, count, num_inference_steps, guidance_scale)
-            return self.decode(z_0, self.chunk)
-
-        x_hat = in_chunks(repaint, x, m, z, noise, text, size=self.chunk)
-        return torch.where(m > 0, x_hat, x) if composite else x_hat
+        out = []
+        for part in torch.arange(len(x), device=m.device).split(batch_size):
+            m_z, z_masked = self.masked_latents(x[part], m[part], batch_size)
+            z_0 = self._denoise(z[part], noise[part], m_z, z_masked, text[part], count, num_inference_steps, guidance_scale)
+            x_hat = self.decode(z_0, batch_size)
+            out.append(torch.where(m[part] > 0, x_hat, x[part]) if composite else x_hat)
+        return torch.cat(out) if out else x
 
     def _denoise(
         self, z: Tensor, noise: Tensor, m_z: Tensor, z_masked: Tensor, text: Tensor, count: int, num_inference_steps: int,
