@@ -227,3 +227,19 @@ def test_other_text_towers_are_refused(tmp_path):
     folder = export(tmp_path / "clip", build_model(), text={"hf_tokenizer_name": "some/tokenizer"})
     with pytest.raises(FsadError, match="hf_tokenizer_name"):
         load_clip(folder)
+
+
+def test_the_shortcut_from_the_learned_word_on_is_exact(clip, monkeypatch):
+    prompts = ["a photo of a damaged <c>", "the <c>", "a <d> beside the <c> with damage", "<d>", "a close-up photo of one <c> and a <c>."]
+    c, d = (torch.randn(clip.token_dim, generator=torch.Generator().manual_seed(i)).mul_(0.1).requires_grad_() for i in (0, 1))
+    weights = torch.randn(len(prompts), clip.embed_dim, generator=torch.Generator().manual_seed(2))
+
+    def all_of_it():
+        g = clip.encode_text(prompts, {"<c>": c, "<d>": d})
+        return g, *torch.autograd.grad((g * weights).sum(), [c, d])
+
+    assert clip._before(tuple(prompts), ("<c>", "<d>"), clip.device) is not None
+    short = all_of_it()
+    monkeypatch.setattr(clip, "_before", lambda *_: None)
+    for value, want in zip(short, all_of_it(), strict=True):
+        torch.testing.assert_close(value, want, atol=1e-5, rtol=1e-5)

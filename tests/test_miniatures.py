@@ -133,12 +133,41 @@ def test_batches_depend_on_the_step_alone(small_pool):
     a, b, other = first(7), second(7), second(8)
     assert torch.equal(a[0], b[0]) and a[1] == b[1] and (a[2] == b[2]).all() and a[7] == b[7] and torch.equal(a[5], b[5])
     assert [c.text for c in a[1]] != [c.text for c in other[1]]
-    x, texts, true, which, kinds, cells, local, pairs = a
+    x, texts, true, nouns, kinds, cells, local, pairs = a
     assert x.shape == (6, 3, 128, 128) and x.min() >= 0 and x.max() <= 1
     assert true.shape == (6, 6) and true.diagonal().all() and kinds.tolist()[::2] == [-1] * 3
-    assert (cells[::2] == 0).all() and len(pairs) == 9 and which.max() < 9
+    assert (cells[::2] == 0).all() and len(pairs) == 1 + len(NOUNS) and nouns.max() < len(NOUNS)
     for row, caption in enumerate(texts):
         assert local[row] or caption.effect in ("cropped", "large", "small")
+
+
+def test_a_model_with_smaller_patches_starts_from_one_with_larger_patches(monkeypatch):
+    monkeypatch.setattr(train_clip, "MODEL", TINY_CLIP)
+    old, new = train_clip.make_model(128, 16, 2), train_clip.make_model(96, 8, 1)
+    with torch.no_grad():
+        new.visual.conv1.weight.zero_()  # what is left is the old kernel, resized
+    train_clip.grow(new, old.state_dict())
+    for name, value in old.state_dict().items():
+        if name in new.state_dict() and name not in ("visual.conv1.weight", "visual.positional_embedding"):
+            assert torch.equal(value, new.state_dict()[name]), name
+    x = torch.rand(1, 3, 1, 1).expand(1, 3, 128, 128)  # on a flat image both see the same in every patch
+    torch.testing.assert_close(new.visual.conv1(x[..., :96, :96])[..., :1, :1], old.visual.conv1(x)[..., :1, :1])
+    assert train_clip.prepare(torch.rand(2, 3, 128, 128), new).shape == (2, 3, 96, 96) and new.visual(torch.rand(2, 3, 96, 96))[0].shape == (2, 16)
+
+
+def test_losses_fall_when_image_and_text_agree(small_pool):
+    """One batch learned by heart: every one of the four losses falls; after the freeze only the text tower's end is trained."""
+    model, head = tiny_model().train(), torch.nn.Linear(32, 1)
+    batch = train_clip.Batches(small_pool.folder, 3)(0)
+    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=3e-3)
+    values = []
+    for _ in range(30):
+        parts = train_clip.losses(model, head, batch, None, ranking=1.0)
+        values.append([float(p.detach()) for p in parts])
+        optimizer.zero_grad()
+        sum(parts).backward()
+        optimizer.step()
+    assert all(after < before for before, after in zip(values[0], values[-1], strict=True))
 
 
 @pytest.mark.parametrize("effect", ["", *captions.EFFECTS])

@@ -69,7 +69,7 @@ def test_a_half_written_folder_is_redone_and_a_whole_one_left_alone(tmp_path, sm
     (folder / "test/good/000.png").write_bytes(b"half")
     (folder / "train/good/999.png").write_bytes(b"stray")
     assert contents(minifab.write(tmp_path / "half", "development", "key")) == whole
-    (folder / minifab.MARKER).write_text(json.dumps({"version": -1}))  # an older generator's
+    (folder / minifab.MARKER).write_text(json.dumps({"edition": -1}))  # an older generator's
     assert contents(minifab.write(tmp_path / "half", "development", "key")) == whole
     stamp = folder.stat().st_mtime_ns
     minifab.write(tmp_path / "half", "development", "key")
@@ -205,3 +205,19 @@ def test_statistics_of_one_category_follow_their_definition(tmp_path, small):
     far = {p: np.abs(np.asarray(Image.open(p)) - good).mean() for p in (folder / "test").glob("*/*.png")}
     ranks = [b > a for p, a in far.items() if p.parent.name == "good" for q, b in far.items() if q.parent.name != "good"]
     assert statistics.pixel_distance(tmp_path, "development", "nut") == pytest.approx(np.mean(ranks))
+
+
+def test_what_a_killed_writer_left_is_removed_after_an_hour(tmp_path):
+    old, new, foreign = (tmp_path / name for name in (".gear.abcd1234", ".gear.efgh5678", ".gear.my-own-things"))
+    for folder in (old, new, foreign):
+        (folder / "train").mkdir(parents=True)
+    for folder in (old, foreign):
+        os.utime(folder, (0, 0))
+    minifab._sweep(tmp_path, "gear")
+    assert not old.exists() and new.exists() and foreign.exists()
+
+
+def test_the_edition_does_not_change_the_images(monkeypatch):
+    before = minifab._rng("evaluation", "gear").integers(1 << 30)
+    monkeypatch.setattr(minifab, "EDITION", minifab.EDITION + 1)
+    assert minifab._rng("evaluation", "gear").integers(1 << 30) == before

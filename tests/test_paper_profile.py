@@ -257,17 +257,15 @@ def embeddings(clip):
 
 @pytest.fixture
 def tiny_vit_h(hub, tmp_path):
-    """open_clip believes that the papers' architectures are the miniature's, so that their names can be used with small files."""
-    configs, paths = open_clip.factory._MODEL_CONFIGS, open_clip.factory._MODEL_CONFIG_PATHS
-    before = dict(configs), list(paths)
+    """open_clip believes that the papers' architectures are the miniature's, so that their names can be used with small files.
+
+    The fixture open_clip_registry of conftest.py puts them back.
+    """
     model = json.loads((hub["clip"] / "open_clip_config.json").read_text())["model_cfg"]
     (tmp_path / "configs").mkdir()
     for name in ("ViT-H-14", "ViT-B-16-plus-240"):
         (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(model))
     open_clip.add_model_config(tmp_path / "configs")
-    yield
-    configs.clear(), configs.update(before[0])
-    paths[:] = before[1]
 
 
 def test_single_files_of_the_papers_architectures(hub, tiny_vit_h, tmp_path, monkeypatch):

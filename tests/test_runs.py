@@ -53,7 +53,7 @@ def test_a_run_has_one_folder_and_nothing_is_written_by_opening(home):
 @pytest.mark.parametrize("field", ["dataset", "category", "tag"])
 def test_names_that_could_leave_the_folder_are_refused(home, field, name):
     if field == "tag" and name == "":
-        pytest.skip("no tag is the default")
+        pytest.skip("an empty tag is allowed: it is the default")
     with pytest.raises(FsadError, match=field):
         opened(home, **{field: name})
 

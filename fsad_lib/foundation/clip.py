@@ -16,7 +16,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -44,6 +44,14 @@ class ImageTokens(NamedTuple):
     f: Tensor
     patches: Tensor
     grid: int
+
+
+class _Before(NamedTuple):
+    """first: (B,) column of each sentence's first learned word. kept: keys and values of the tokens before it, for each layer
+    (B, heads, columns, width)."""
+
+    first: Tensor
+    kept: list[tuple[Tensor, Tensor]]
 
 
 class CLIP:
@@ -94,6 +102,7 @@ class CLIP:
         self._std = torch.tensor(std).view(1, 3, 1, 1)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=self._text.context_length)
         self._tokenized = lru_cache(maxsize=512)(self._tokenize)
+        self._before = lru_cache(maxsize=4)(self._keys_before)
 
     @property
     def device(self) -> torch.device:
@@ -173,16 +182,64 @@ class CLIP:
         ids, positions, end = self._tokenized(_as_tuple(prompts), tuple(concepts))
         ids, end = ids.to(self.device), end.to(self.device)
         text = self._text
+        if (before := self._before(_as_tuple(prompts), tuple(concepts), self.device)) is not None:
+            return self._encode_from_words(ids, positions, end, concepts, before)
         embeddings = inject(text.token_embedding(ids), positions, concepts)
         length = ids.shape[1]
         mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
         hidden = text.transformer(embeddings + text.positional_embedding[:length], attn_mask=mask)
         # The position of the end token comes from the ids, never from the largest id.
-        pooled = text.ln_final(hidden[torch.arange(len(ids), device=self.device), end])
-        projection = text.text_projection
+        return self._project(hidden[torch.arange(len(ids), device=self.device), end])
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        pooled, projection = self._text.ln_final(hidden), self._text.text_projection
         if projection is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         return F.normalize(pooled, dim=-1)
+
+    # The tokens before a learned word cannot see it (causal mask): their keys and values are computed once, and each
+    # training step runs, forwards and backwards, over the tokens from the word to the end of the sentence only.
+
+    @torch.no_grad()
+    def _keys_before(self, prompts: tuple[str, ...], names: tuple[str, ...], device: torch.device) -> _Before | None:
+        """None where the shortcut does not apply: a sentence without a learned word, or an unusual text tower."""
+        ids, positions, _ = self._tokenized(prompts, names)
+        text = self._text
+        blocks = text.transformer.resblocks
+        plain = text.attn_mask is not None and getattr(text.transformer, "batch_first", True)
+        if not plain or not positions or {row for row, _, _ in positions} != set(range(len(ids))) or not all(map(_is_plain, blocks)):
+            return None
+        first = [min(column for row, column, _ in positions if row == i) for i in range(len(ids))]
+        width = max(first)
+        hidden = text.token_embedding(ids[:, :width].to(device)) + text.positional_embedding[:width]
+        kept = []
+        for block in blocks:
+            kept.append(_heads(block.attn, block.ln_1(hidden))[1:])
+            hidden = block(hidden, attn_mask=text.attn_mask[:width, :width])
+        return _Before(torch.tensor(first, device=device), kept)
+
+    def _encode_from_words(
+        self, ids: Tensor, positions: list, end: Tensor, concepts: dict[str, Tensor], before: _Before
+    ) -> Tensor:
+        text, first = self._text, before.first
+        last = end - first
+        columns = first[:, None] + torch.arange(int(last.max()) + 1, device=first.device)
+        columns = columns.clamp_max(ids.shape[1] - 1)  # behind a shorter sentence's end, where nothing looks
+        starts = first.tolist()
+        embeddings = text.token_embedding(ids.gather(1, columns))
+        x = inject(embeddings, [(row, column - starts[row], name) for row, column, name in positions], concepts)
+        x = x + text.positional_embedding[columns]
+        batch, length = columns.shape
+        width = before.kept[0][0].shape[2]
+        earlier = (torch.arange(width, device=first.device) < first[:, None])[:, None].expand(-1, length, -1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=first.device).tril().expand(batch, -1, -1)
+        mask = torch.cat([earlier, causal], dim=2)[:, None]
+        for block, (k, v) in zip(text.transformer.resblocks, before.kept, strict=True):
+            q, own_k, own_v = _heads(block.attn, block.ln_1(x))
+            seen = F.scaled_dot_product_attention(q, torch.cat([k, own_k], 2), torch.cat([v, own_v], 2), attn_mask=mask)
+            x = x + block.ls_1(block.attn.out_proj(seen.transpose(1, 2).flatten(2)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return self._project(x[torch.arange(batch, device=first.device), last])
 
     def token_embedding(self, word: str) -> Tensor:
         """The embedding (token_dim,) of a word that is exactly one token: where a learned word may start.
@@ -276,6 +333,23 @@ def expand_token_rows(rows: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
     table = torch.randn(vocab_size, rows.shape[1], generator=torch.Generator().manual_seed(0)) * 0.02
     table[ids.long()] = rows.float()
     return table
+
+
+def _is_plain(block: nn.Module) -> bool:
+    attention = getattr(block, "attn", None)
+    return (
+        type(block) is ResidualAttentionBlock
+        and type(attention) is nn.MultiheadAttention
+        and attention.in_proj_weight is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+def _heads(attention: nn.MultiheadAttention, x: Tensor) -> list[Tensor]:
+    """Queries, keys and values, each (B, heads, L, width of a head)."""
+    parts = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+    return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts]
 
 
 def _check_towers(visual: nn.Module, text: nn.Module) -> None:

@@ -14,9 +14,10 @@ Every random number comes from ``generator(seed, index)``, drawn on the CPU, so 
 device changes which noise an image gets.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +384,8 @@ def load_diffusion(
     if (folder / "text_encoder").is_dir():
         from transformers import CLIPTextModel
 
-        text_encoder = _load(CLIPTextModel, folder / "text_encoder", "model", "dtype", "pytorch_model")
+        with _no_progress_bar():
+            text_encoder = _load(CLIPTextModel, folder / "text_encoder", "model", "dtype", "pytorch_model")
     elif clip is not None:
         text_encoder = text_encoder_from_clip(clip)
     else:
@@ -397,6 +399,20 @@ def load_diffusion(
     else:
         tokenizer = clip_tokenizer()
     return make(tokenizer, text_encoder.to(device), vae.to(device), unet.to(device), scheduler, image_size)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar on stderr for each model that it reads; the user's own setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load(make: Any, folder: Path, stem: str, dtype: str, old_stem: str | None = None) -> nn.Module:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -28,13 +30,15 @@ CATEGORIES: dict[str, list[str]] = {
     "development": ["nut", "button", "key", "plate", "leather", "mesh"],
 }
 MARKER = "minifab.json"
-VERSION = 1
+SEED_WORD = 1  # part of every seed: stays as it is, for another one would change every image
+EDITION = 1  # written beside the images: raise it when the generator's output changes, and folders of an older edition are made anew
+STALE_SECONDS = 3600  # a half-written folder of this age belongs to a process that was killed
 TRAIN_GOOD, TEST_GOOD, PER_KIND = 40, 50, 6
 
 
 def _rng(*key: object) -> np.random.Generator:
     """A generator that depends on the key alone (never on Python's randomised hash)."""
-    return np.random.default_rng([zlib.crc32(repr(part).encode()) for part in ("minifab", VERSION, *key)])
+    return np.random.default_rng([zlib.crc32(repr(part).encode()) for part in ("minifab", SEED_WORD, *key)])
 
 
 def write(root: str | os.PathLike, split: str, category: str) -> Path:
@@ -59,6 +63,7 @@ def write(root: str | os.PathLike, split: str, category: str) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent, category)
         part = Path(tempfile.mkdtemp(prefix=f".{category}.", dir=folder.parent))
     except OSError as error:
         raise FsadError(f"MiniFab cannot be written to {folder.parent}: {error.strerror}. Choose another data_root.") from error
@@ -80,9 +85,20 @@ def write(root: str | os.PathLike, split: str, category: str) -> Path:
     return folder
 
 
+def _sweep(root: Path, category: str) -> None:
+    """Removes what killed writers left behind: folders of `tempfile`'s names for this category, untouched for an hour."""
+    for left in root.glob(f".{category}.*"):
+        try:
+            ours = re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{category}.")) and not left.is_symlink() and left.is_dir()
+            if ours and time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # another process was faster
+            continue
+
+
 def _is_complete(folder: Path) -> bool:
     try:
-        return json.loads((folder / MARKER).read_text())["version"] == VERSION
+        return json.loads((folder / MARKER).read_text())["edition"] == EDITION
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -111,4 +127,4 @@ def _write_images(folder: Path, split: str, category: str) -> dict:
                 (folder / part / kind).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(folder / part / kind / name)
             areas.setdefault(kind, []).append(round(float(mask.mean()), 5))
-    return {"version": VERSION, "split": split, "category": category, "colour": design.colour, "defect_area": areas}
+    return {"edition": EDITION, "split": split, "category": category, "colour": design.colour, "defect_area": areas}

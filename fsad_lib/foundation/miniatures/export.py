@@ -22,7 +22,7 @@ from ..clip import load_clip
 from ..diffusion import load_diffusion, write_tokenizer
 from . import train_clip, train_unet, train_vae
 
-PREPROCESS = {"size": 128, "mode": "RGB", "mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD), "interpolation": "bicubic", "resize_mode": "squash"}
+PREPROCESS = {"mode": "RGB", "mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD), "interpolation": "bicubic", "resize_mode": "squash"}
 
 
 def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -31,7 +31,7 @@ def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _write_clip_config(folder: Path, model_config: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_config, "preprocess_cfg": PREPROCESS}, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_config, "preprocess_cfg": {"size": model_config["vision_cfg"]["image_size"]} | PREPROCESS}, indent=2) + "\n")
 
 
 def export_clip(training: Path, out: Path) -> None:

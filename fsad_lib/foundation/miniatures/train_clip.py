@@ -2,10 +2,12 @@
 
     python -m fsad_lib.foundation.miniatures.train_clip --pool data/pool --out data/training/clip --steps 4000
 
-Three losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) for every image, its
-state against the opposite state in words ("a photo of a flawless gear" / "... damaged gear"); (3) an auxiliary linear read-out of the
-patch tokens that marks defective cells. (3) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
-Resumable: run the same command again. From --freeze-text-at on, the text tower stays fixed, so that the diffusion model can be trained on it.
+Four losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) the state of an "object" in
+words ("a photo of a flawless object" / "... damaged object"), and which of the two photographs of a scene is the damaged one; (3) noun and
+state together, one of 2 x 28 texts ("a photo of a damaged gear"); (4) an auxiliary linear read-out of the patch tokens that marks
+defective cells. (4) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
+Resumable: run the same command again. From --freeze-text-at on, all that the diffusion model reads of the text tower stays fixed (all but the
+last block and the projection), so that the diffusion model can be trained on it meanwhile.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from ...datasets.minifab.designs import NOUNS, OBJECTS
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
 from .pool import GRID, open_pool
 
+# Patches of 8 pixels: 8 x 8 x 3 = 192 numbers fit into a token of width 192, so nothing of a scratch is lost. With patches of 16 (768
+# numbers) discolorations were told apart and scratches were not.
 MODEL = {
     "embed_dim": 192,
-    "vision_cfg": {"image_size": 128, "layers": 5, "width": 192, "head_width": 32, "patch_size": 16},
+    "vision_cfg": {"image_size": 96, "layers": 4, "width": 192, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 6, "layers": 4},
 }
 CONTEXT = 26  # longest caption in tokens; the text tower is causal, so cutting the padding changes nothing
@@ -106,39 +110,65 @@ class Batches:
             if caption.effect:
                 x[i] = photo_effect(x[i], caption.effect, rng)
                 local[i] = caption.effect in ("dark", "bright", "jpeg", "blurry")
-        asked = rng.choice(len(NOUNS), 8, replace=False)  # the nouns whose states are asked for in this step, after "object"
-        pairs = [state_pair(rng, "object")] + [state_pair(rng, NOUNS[n]) for n in asked]
-        which = np.array([1 + int(np.flatnonzero(asked == n)[0]) if n in asked else 0 for n in nouns])
-        return x, captions, is_true(captions, nouns, colours, kinds), which, kinds, cells, local, pairs
+        pairs = [state_pair(rng, "object")] + [state_pair(rng, noun) for noun in NOUNS]
+        return x, captions, is_true(captions, nouns, colours, kinds), nouns, kinds, cells, local, pairs
 
 
-def losses(model, head, batch, amp: torch.dtype | None, train_text: bool, ranking: float = 0.0):
-    """-> (contrastive, state, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
-    x, captions, true, which, kinds, cells, local, pairs = batch
-    device = model.logit_scale.device
+def make_model(image_size: int, patch_size: int, layers: int) -> open_clip.CLIP:
+    """The mini CLIP, randomly initialised, with image and patch side in pixels and the number of layers of the image tower."""
+    vision = MODEL["vision_cfg"] | {"image_size": image_size, "patch_size": patch_size, "layers": layers}
+    model = open_clip.CLIP(**MODEL | {"vision_cfg": vision})
+    model.visual.output_tokens = True
+    with torch.no_grad():  # rows that no caption trains keep these values, so that only the trained rows need to be shipped
+        model.token_embedding.weight.copy_(torch.randn(model.token_embedding.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
+    return model
+
+
+@torch.no_grad()
+def grow(model: open_clip.CLIP, state: dict[str, torch.Tensor]) -> None:
+    """Start `model` from the weights `state` of one with other patches: kernels and positions are resized, layers beyond are dropped."""
+    new = model.state_dict()
+    state = {k: v for k, v in state.items() if k in new}
+    kernel, side = new["visual.conv1.weight"], int(math.isqrt(len(new["visual.positional_embedding"]) - 1))
+    small = F.interpolate(state["visual.conv1.weight"], size=kernel.shape[-2:], mode="area")
+    state["visual.conv1.weight"] = small * (state["visual.conv1.weight"][0, 0].numel() / small[0, 0].numel()) + 0.5 * kernel
+    positions = state["visual.positional_embedding"]
+    old = int(math.isqrt(len(positions) - 1))
+    grid = F.interpolate(positions[1:].T.reshape(1, -1, old, old), size=(side, side), mode="bicubic")[0].flatten(1).T
+    state["visual.positional_embedding"] = torch.cat([positions[:1], grid])
+    model.load_state_dict(state)
+
+
+def prepare(x: torch.Tensor, model: open_clip.CLIP) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] at the model's size, normalised, on its device."""
     mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    x = F.interpolate(x, size=model.visual.image_size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return ((x - mean) / std).to(model.logit_scale.device)
+
+
+def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0):
+    """-> (contrastive, state, joint, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
+    x, captions, true, nouns, kinds, cells, local, pairs = batch
+    device = model.logit_scale.device
     with torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
-        pooled, tokens = model.visual(((x - mean) / std).to(device))
-        ids = tokenize([c.text for c in captions] + [text for pair in pairs for text in pair]).to(device)
-        with torch.set_grad_enabled(train_text):
-            g_all = encode_text(model, ids)
+        pooled, tokens = model.visual(prepare(x, model))
+        g = encode_text(model, tokenize([c.text for c in captions]).to(device)).float()
+        g_pairs = encode_text(model, tokenize([text for pair in pairs for text in pair]).to(device)).float()
         logits_cells = head(tokens)
     f, scale = F.normalize(pooled.float(), dim=-1), model.logit_scale.exp()
-    g, g_pairs = g_all[: len(captions)].float(), g_all[len(captions) :].float().view(-1, 2, g_all.shape[-1])
     target = torch.from_numpy(true).to(device).float()
     logits = scale * f @ g.T
     contrastive = 0.5 * (F.cross_entropy(logits, target / target.sum(1, keepdim=True)) + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True)))
     state = torch.from_numpy((kinds >= 0).astype(np.int64)).to(device)
-    by_object = scale * f @ g_pairs[0].T
-    by_noun = scale * torch.einsum("bd,bsd->bs", f, g_pairs[torch.from_numpy(which).to(device)])
-    state_loss = 0.5 * (F.cross_entropy(by_object, state) + F.cross_entropy(by_noun, state))
+    by_object = scale * f @ g_pairs[:2].T
     margin = (by_object[:, 1] - by_object[:, 0]).view(-1, 2)  # good and defective photograph of one scene
-    state_loss = state_loss + ranking * F.softplus(margin[:, 0] - margin[:, 1]).mean()
+    state_loss = F.cross_entropy(by_object, state) + ranking * F.softplus(margin[:, 0] - margin[:, 1]).mean()
+    joint = F.cross_entropy(scale * f @ g_pairs[2:].T, 2 * torch.from_numpy(nouns).to(device) + state)
     side = int(math.isqrt(tokens.shape[1]))
-    k = GRID // side
-    target_cells = (cells.view(-1, side, k, side, k).permute(0, 1, 3, 2, 4).reshape(len(x), side * side, k * k) > 0.04).float().to(device)
-    per_image = F.binary_cross_entropy_with_logits(logits_cells.float(), target_cells, pos_weight=torch.tensor(8.0, device=device), reduction="none").mean((1, 2))
-    return contrastive, state_loss, per_image[local.to(device)].mean()
+    defective = (F.adaptive_max_pool2d(cells[:, None], side).flatten(1) > 0.04).float().to(device)
+    weight = torch.tensor(8.0, device=device)
+    per_image = F.binary_cross_entropy_with_logits(logits_cells[..., 0].float(), defective, pos_weight=weight, reduction="none").mean(1)
+    return contrastive, state_loss, joint, per_image[local.to(device)].mean()
 
 
 @torch.no_grad()
@@ -150,12 +180,11 @@ def development_auroc(model, folder: Path, amp: torch.dtype | None = None) -> di
 
     from ...datasets import minifab
 
-    mean, std = (torch.tensor(a).view(1, 3, 1, 1) for a in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     device, rows = model.logit_scale.device, []
     for category in minifab.CATEGORIES["development"]:
         paths = sorted((minifab.write(folder, "development", category) / "test").glob("*/*.png"))
         x = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in paths]).float() / 255
-        f = torch.cat([F.normalize(model.visual(((b - mean) / std).to(device))[0].float(), dim=-1) for b in x.split(128)])
+        f = torch.cat([F.normalize(model.visual(prepare(b, model))[0].float(), dim=-1) for b in x.split(128)])
         kinds = np.array([p.parent.name for p in paths])
         row = {}
         for name in ("noun", "object"):
@@ -187,8 +216,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--state-weight", type=float, default=1.0)
     parser.add_argument("--cells-weight", type=float, default=0.5)
+    parser.add_argument("--joint-weight", type=float, default=1.0)
     parser.add_argument("--ranking", type=float, default=0.0)
     parser.add_argument("--objects", type=float, default=1.0, help="how much likelier an object is drawn than a texture")
+    parser.add_argument("--image-size", type=int, default=MODEL["vision_cfg"]["image_size"])
+    parser.add_argument("--patch-size", type=int, default=MODEL["vision_cfg"]["patch_size"])
+    parser.add_argument("--layers", type=int, default=MODEL["vision_cfg"]["layers"])
+    parser.add_argument("--grow", type=Path, default=None, help="a checkpoint of a model with other patches to start from")
     parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--device", default="cpu")
@@ -200,44 +234,44 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     amp = torch.bfloat16 if args.amp == "bfloat16" else None
     args.out.mkdir(parents=True, exist_ok=True)
-    model = open_clip.CLIP(**MODEL).to(args.device)
-    model.visual.output_tokens = True
-    with torch.no_grad():  # rows that no caption trains keep these values, so that only the trained rows need to be shipped
-        model.token_embedding.weight.copy_(torch.randn(model.token_embedding.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.02)
-    side = MODEL["vision_cfg"]["image_size"] // MODEL["vision_cfg"]["patch_size"]
-    head = torch.nn.Linear(MODEL["vision_cfg"]["width"], (GRID // side) ** 2).to(args.device)
+    model = make_model(args.image_size, args.patch_size, args.layers).to(args.device)
+    head = torch.nn.Linear(MODEL["vision_cfg"]["width"], 1).to(args.device)
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": others + list(head.parameters()), "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
-    text_modules = [model.transformer, model.token_embedding, model.ln_final]
+    text_modules = [*model.transformer.resblocks[:-1], model.token_embedding, model.ln_final]
     step, checkpoint, log = 0, args.out / "checkpoint.pt", args.out / "log.jsonl"
+    if args.grow and not checkpoint.exists():
+        grow(model, torch.load(args.grow, weights_only=True, map_location=args.device)["model"])
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(3), time.time(), step
+    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(4), time.time(), step
     while step < (args.until or args.steps):
-        train_text = step < args.freeze_text_at
-        if not train_text:
-            for p in [p for module in text_modules for p in module.parameters()] + [model.positional_embedding, model.text_projection]:
+        if step >= args.freeze_text_at:
+            for p in [p for module in text_modules for p in module.parameters()] + [model.positional_embedding]:
                 p.requires_grad_(False)
                 p.grad = None
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            parts = losses(model, head, batches(step), amp, train_text, args.ranking)  # on a CPU the fused bfloat16 kernel's backward is slow
-            (parts[0] + args.state_weight * parts[1] + args.cells_weight * parts[2]).backward()
+            parts = losses(model, head, batches(step), amp, args.ranking)  # on a CPU the fused bfloat16 kernel's backward is slow
+            (parts[0] + args.state_weight * parts[1] + args.joint_weight * parts[2] + args.cells_weight * parts[3]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
         sums += [float(p.detach()) for p in parts]
         step += 1
-        if step % 50 == 0:
+        last = step in (args.steps, args.until)
+        if step % 50 == 0 or last:
             rate = (step - first) * 2 * args.pairs / (time.time() - start)
-            row = {"step": step, "contrastive": sums[0] / 50, "state": sums[1] / 50, "cells": sums[2] / 50, "scale": float(model.logit_scale.exp()), "images_per_s": rate}
+            since = step - max(first, (step - 1) // 50 * 50)
+            row = {"step": step} | dict(zip(("contrastive", "state", "joint", "cells"), (sums / since).tolist()))
+            row |= {"scale": float(model.logit_scale.detach().exp()), "images_per_s": rate}
             sums[:] = 0
-            if step % args.every == 0 or step in (args.steps, args.until):
+            if step % args.every == 0 or last:
                 model.eval()
                 row |= development_auroc(model, args.datasets / "minifab_dev")
                 model.train()
@@ -246,8 +280,8 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-            if step == args.freeze_text_at:
-                save_atomically({"model": model.state_dict()}, args.out / "frozen_text.pt")
+        if step == args.freeze_text_at:
+            save_atomically({"model": model.state_dict()}, args.out / "frozen_text.pt")
 
 
 if __name__ == "__main__":

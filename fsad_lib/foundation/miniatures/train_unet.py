@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,17 @@ SCHEDULER = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, b
 
 
 @torch.no_grad()
-def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: int, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and standard deviation of the pool's first `chunks` chunks: (N, 2, 4, 32, 32) float16 each, kept on disk."""
+def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: Sequence[int], device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and standard deviation of the pool's chunks of these numbers: (N, 2, 4, 32, 32) float16 each, kept on disk."""
     images, _, _ = open_pool(pool)
     out = ([], [])
-    for index, chunk in enumerate(images[:chunks]):
+    for index in chunks:
+        chunk = images[index]
         files = [folder / f"{name}-{index:03d}.npy" for name in ("mean", "std")]
         if not all(f.exists() for f in files):
             parts = ([], [])
             for start in range(0, len(chunk), 64):
-                x = torch.from_numpy(chunk[start : start + 64]).flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+                x = torch.from_numpy(np.array(chunk[start : start + 64])).flatten(0, 1).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
                 with torch.autocast(x.device.type, torch.bfloat16):
                     posterior = vae.encode(x).latent_dist
                 for part, value in zip(parts, (posterior.mean, posterior.std)):
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--chunks", type=int, default=6)
+    parser.add_argument("--chunks", type=int, default=6, help="how many chunks of the pool, evenly spread over it")
     parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--device", default="cpu")
@@ -81,10 +83,13 @@ def main() -> None:
     vae = AutoencoderKL(**train_vae.MODEL).eval().to(args.device)
     vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location=args.device)["model"])
     clip = open_clip.CLIP(**train_clip.MODEL)
-    clip.load_state_dict(torch.load(args.clip, weights_only=True, map_location="cpu")["model"])
+    text = {k: v for k, v in torch.load(args.clip, weights_only=True, map_location="cpu")["model"].items() if not k.startswith("visual.")}
+    clip.load_state_dict(clip.state_dict() | text)  # the image tower is not needed
     text_encoder = text_encoder_from_clip(clip).to(args.device)
-    mean, std = cache_latents(args.out, args.pool, vae, args.chunks, args.device)
-    labels = open_pool(args.pool)[1][: args.chunks * CHUNK]
+    images, labels, _ = open_pool(args.pool)
+    chunks = np.unique(np.linspace(0, len(images) - 1, args.chunks).round().astype(int))
+    mean, std = cache_latents(args.out, args.pool, vae, chunks, args.device)
+    labels = np.concatenate([labels[i * CHUNK : (i + 1) * CHUNK] for i in chunks])
     factor = float(1 / np.sqrt(mean[::7].astype(np.float32).var() + (std[::7].astype(np.float32) ** 2).mean()))
     scheduler = DDIMScheduler(**SCHEDULER)
     alphas = scheduler.alphas_cumprod.to(args.device)
@@ -124,10 +129,12 @@ def main() -> None:
         keep = min(0.998, (1 + step) / (10 + step))
         for k, v in unet.state_dict().items():
             average[k].lerp_(v, 1 - keep)
-        if step % 50 == 0:
-            row = {"step": step, "loss": round(total / 50, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
+        last = step in (args.steps, args.until)
+        if step % 50 == 0 or last:
+            since = step - max(first, (step - 1) // 50 * 50)
+            row = {"step": step, "loss": round(total / since, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
             total = 0.0
-            if step % args.every == 0 or step in (args.steps, args.until):
+            if step % args.every == 0 or last:
                 save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step, "scaling_factor": factor}, checkpoint)
             with (args.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
