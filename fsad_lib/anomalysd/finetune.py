@@ -175,7 +175,7 @@ def _train(
             with sdpa_kernel(SDPBackend.MATH) if parameters[0].device.type == "cpu" else nullcontext():
                 values = losses(step)
                 if not torch.isfinite(values["loss"]):
-                    raise FsadError(f"the loss is {values['loss'].item()} at step {step + 1}; a smaller lr (now {lr}) usually helps.")
+                    raise FsadError(f"the loss is not finite ({values['loss'].item()}) at step {step + 1}; a smaller lr (now {lr}) usually helps.")
                 adamw.zero_grad(set_to_none=True)
                 values["loss"].backward()
             torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
