@@ -69,10 +69,14 @@ class PatchMemory:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image scores (B,) and patch distances (B, h, w), both in [0, 2], of images (B, 3, H, W) in [0, 1]."""
+        maps = self.distances(self.patches(x))
+        return top_share_mean(maps, self.share), maps
+
+    def distances(self, patches: Tensor) -> Tensor:
+        """Cosine distance (..., h, w) in [0, 2] of :meth:`patches` (..., h, w, D) to the nearest remembered one."""
         if not self.shots:
             raise FsadError("the memory is empty; add normal images with add_shots first.")
-        maps = nearest_cosine_distance(self.patches(x), self._patches)
-        return top_share_mean(maps, self.share), maps
+        return nearest_cosine_distance(patches, self._patches)
 
     def score(self, x: Tensor) -> Tensor:
         """Image scores (B,) in [0, 2]: the mean of the most distant 1 % of the patches, at least one patch."""

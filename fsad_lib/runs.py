@@ -593,6 +593,8 @@ class Run:
 
 def _describe(run: Run) -> dict[str, Any]:
     """The ingredients of a stage run's fingerprint."""
+    from fsad_lib.profiles import FOREIGN
+
     root, i = project_root(), run.identity
     dump = run.profile.model_dump(mode="json")
     manifest = _manifest(root, i["dataset"], i["category"], run.data_root, i["seed"])
@@ -601,7 +603,7 @@ def _describe(run: Run) -> dict[str, Any]:
     resolved = {
         section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
         for section, value in dump.items()
-        if section not in ("models_root", "name")
+        if section not in ("models_root", "name", *FOREIGN.get(run.method, ()))
     }
     described = {
         "identity": {k: v for k, v in i.items() if k != "tag"},

@@ -82,21 +82,61 @@ class Winclip(_Model):
     scales: tuple[Positive, ...] = (2, 3)
 
 
+class Perceptual(_Model):
+    """The folder of the LPIPS weights."""
+
+    checkpoint: str
+    source: str = ""
+
+
+class Anomalysd(_Model):
+    """Hyper-parameters of AnomalySD: prompts, fine-tuning of U-Net and decoder, inference (the names of ``anomalysd.detector.Settings``)."""
+
+    prompt_levels: tuple[Literal["object", "detail"], ...]
+    parts: tuple[tuple[str, str], ...] = ()
+    foreground: bool
+    area: tuple[Fraction, Fraction]
+    steps_unet: Steps
+    lr_unet: Above0
+    steps_decoder: Steps
+    lr_decoder: Above0
+    beta: AtLeast0
+    train_batch_size: Positive
+    gradient_checkpointing: bool
+    precision: Literal["float32", "bfloat16"]
+    strength: Fraction
+    scales: tuple[Positive, ...]
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    guidance_scale: AtLeast0
+    num_inference_steps: Positive
+    prototype_share: Fraction
+    prototype_margin: Annotated[float, Field(ge=0, lt=0.5)]
+    packed: bool
+    image_share: Annotated[float, Field(ge=0, le=1)]
+    sigma: AtLeast0
+    epsilon: Above0
+    perceptual_size: Annotated[int, Field(ge=31)] | None
+    batch_size: Positive
+
+
 class Profile(_Model):
-    """One resolved profile. Sections: clip, winclip_clip, diffusion, backbone, adp, winclip."""
+    """One resolved profile. Sections: clip, winclip_clip, diffusion, inpainting, perceptual, backbone, adp, anomalysd, winclip."""
 
     name: Literal["mini", "paper"]
     models_root: str
     clip: Clip
     winclip_clip: Clip
     diffusion: Diffusion
+    inpainting: Diffusion
+    perceptual: Perceptual
     backbone: Backbone
     adp: Adp
+    anomalysd: Anomalysd
     winclip: Winclip
 
     def path(self, section: str) -> Path | None:
-        """Absolute path of a section's checkpoint ("clip", "winclip_clip", "diffusion", "backbone");
-        None where the weights come with a Python package.
+        """Absolute path of a section's checkpoint ("clip", "winclip_clip", "diffusion", "inpainting",
+        "perceptual", "backbone"); None where the weights come with a Python package.
 
         >>> load_profile("mini").path("clip").parts[-2:]
         ('mini', 'clip')
@@ -106,6 +146,13 @@ class Profile(_Model):
 
 
 MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")
+"""What ADP and its rivals load."""
+
+ANOMALYSD_SECTIONS = ("clip", "winclip_clip", "inpainting", "perceptual", "backbone")
+"""What AnomalySD and its rivals load; ``clip`` for the text encoder that mini shares."""
+
+FOREIGN = {"adp": ("inpainting", "perceptual", "anomalysd"), "anomalysd": ("diffusion", "adp")}
+"""method -> the sections that cannot change its results, and stay out of its fingerprints."""
 
 
 def names() -> list[str]:
@@ -190,20 +237,21 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
 
 
 def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[Path]:
-    if section == "diffusion":
-        return _missing_in_hub_folder(path, shared_text_encoder)
+    if section in ("diffusion", "inpainting"):
+        own = section == "inpainting" and (shared_text_encoder or (path / "unet_inpainting").is_dir())
+        return _missing_in_hub_folder(path, shared_text_encoder, "unet_inpainting" if own else "unet")
     if section in ("clip", "winclip_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
         files = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         missing = [path / "open_clip_config.json"] if not (path / "open_clip_config.json").is_file() else []
         return missing if any((path / f).is_file() for f in files) else [*missing, path / files[0]]
-    return [] if path.is_file() or (path.is_dir() and section == "backbone") else [path]
+    return [] if path.is_file() or (path.is_dir() and section in ("backbone", "perceptual")) else [path]
 
 
-def _missing_in_hub_folder(path: Path, shared_text_encoder: bool) -> list[Path]:
+def _missing_in_hub_folder(path: Path, shared_text_encoder: bool, unet: str = "unet") -> list[Path]:
     """``shared_text_encoder``: text encoder and tokenizer may be absent, CLIP's stand in for them (mini only)."""
     files = [path / "model_index.json", path / "scheduler" / "scheduler_config.json"]
     missing = [file for file in files if not file.is_file()]
-    stems = {"unet": ["diffusion_pytorch_model"], "vae": ["diffusion_pytorch_model"]}
+    stems = {unet: ["diffusion_pytorch_model"], "vae": ["diffusion_pytorch_model"]}
     if not shared_text_encoder or (path / "text_encoder").is_dir():
         stems["text_encoder"] = ["model", "pytorch_model"]
     for part, names in stems.items():

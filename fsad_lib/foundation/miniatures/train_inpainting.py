@@ -1,0 +1,255 @@
+"""Train the mini inpainting U-Net, nine channels, from the mini text-to-image U-Net; it shares the shipped VAE and text encoder.
+
+    python -m fsad_lib.foundation.miniatures.train_inpainting --pool data/pool --mini data/models/mini --out data/training/inpainting --steps 3000
+    python -m fsad_lib.foundation.miniatures.train_inpainting --export --mini data/models/mini --out data/training/inpainting
+
+What it learns: the region under the mask is always painted as in the photograph without defect. The surroundings are those of the same
+photograph; in every fourth sample the defective twin's, so that a defect that reaches out of the mask is not carried on into it. No
+sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
+The convolution of the five new channels starts at zero, so that training starts from the text-to-image model. Every tenth caption is
+dropped, for classifier-free guidance. What is kept is the moving average of the weights. Resumable: run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...anomalysd.prompts import hierarchy, training_prompts
+from ...datasets.minifab.designs import NOUNS
+from ...errors import FsadError
+from ..clip import load_clip
+from ..diffusion import load_diffusion, write_tokenizer
+from ..inpainting import OWN_UNET, Inpainting, load_inpainting
+from .captions import COLOUR_NAMES, make_caption
+from .pool import open_pool
+from .train_clip import save_atomically
+
+GRIDS = (2, 3, 4, 8)  # cells a side of the grid masks
+
+
+def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A text-to-image U-Net with the mask and the masked latent as further input channels, which start without effect.
+
+    Example:
+        >>> small = UNet2DConditionModel(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        ...     norm_num_groups=8, cross_attention_dim=8, attention_head_dim=8)
+        >>> widen(small).config.in_channels
+        9
+    """
+    latent = unet.config.in_channels
+    wide = UNet2DConditionModel.from_config(dict(unet.config) | {"in_channels": 2 * latent + 1})
+    state = dict(unet.state_dict())
+    weight = state["conv_in.weight"]
+    state["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), latent + 1, *weight.shape[2:])], dim=1)
+    wide.load_state_dict(state)
+    return wide
+
+
+def random_mask(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A mask (size, size) bool as fine-tuning and inference use them: one to three rectangles, one cell of a grid, cells that do not
+    touch, or everything.
+
+    >>> 0 < random_mask(np.random.default_rng(0), 32).mean() <= 1
+    True
+    """
+    m, u = np.zeros((size, size), bool), rng.random()
+    if u < 0.05:
+        return ~m
+    if u < 0.5:
+        for _ in range(int(rng.integers(1, 4))):
+            area, aspect = rng.uniform(0.02, 0.4) * size**2, 2.0 ** rng.uniform(-1, 1)
+            h, w = (int(np.clip(round(a), 2, size)) for a in ((area * aspect) ** 0.5, (area / aspect) ** 0.5))
+            top, left = int(rng.integers(size - h + 1)), int(rng.integers(size - w + 1))
+            m[top : top + h, left : left + w] = True
+        return m
+    k = int(rng.choice(GRIDS))
+    row, column = (np.arange(size) * k // size)[:, None], (np.arange(size) * k // size)[None]
+    i, j = (int(a) for a in rng.integers(k, size=2))
+    if u < 0.75:
+        return (row == i) & (column == j)
+    return (row % 2 == i % 2) & (column % 2 == j % 2)
+
+
+def caption(rng: np.random.Generator, noun: str, colour: str) -> str:
+    """A caption of the good photograph: the two levels of AnomalySD's prompts, or a true caption of the text-to-image model."""
+    u = rng.random()
+    if u < 0.1:
+        return ""
+    if u < 0.55:
+        return str(rng.choice(training_prompts(hierarchy("minifab", noun if rng.random() < 0.8 else "object"))))
+    return make_caption(rng, noun, colour, None, effects=False).text
+
+
+@torch.no_grad()
+def cache_latents(folder: Path, images: list[np.ndarray], model: Inpainting, chunks: list[int]) -> list[np.ndarray]:
+    """Scaled posterior mean and standard deviation of the pool's chunks, (n, pair, mean or std, 4, h, w) float16 each, memory-mapped."""
+    out = []
+    for index in chunks:
+        file = folder / f"latents-{index:03d}.npy"
+        if not file.exists():
+            parts = []
+            for start in range(0, len(images[index]), 32):
+                x = torch.from_numpy(np.array(images[index][start : start + 32])).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+                with torch.autocast(model.device.type, torch.bfloat16):
+                    moments = torch.stack(model.posterior(x, 64), 1)
+                parts.append(moments.float().cpu().numpy().astype(np.float16).reshape(-1, 2, *moments.shape[1:]))
+            part = file.with_suffix(".part.npy")
+            np.save(part, np.concatenate(parts))
+            part.rename(file)
+            print("latents of chunk", index, flush=True)
+        out.append(np.load(file, mmap_mode="r"))
+    return out
+
+
+class Batches:
+    """Random batches; the step number alone decides what is drawn."""
+
+    def __init__(self, pool: Path, folder: Path, model: Inpainting, chunks: int | None, batch: int):
+        self.images, self.labels, _ = open_pool(pool)
+        # evenly spread over the pool, whose parts were made with different settings
+        self.chunks = sorted({int(i) for i in np.linspace(0, len(self.images) - 1, min(chunks or len(self.images), len(self.images)))})
+        self.latents, self.model, self.batch = cache_latents(folder, self.images, model, self.chunks), model, batch
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
+        """z, z's noise eps, t, mask and masked latent, text states."""
+        model, rng = self.model, np.random.default_rng([3, step])
+        z, x, masks, captions = [], [], [], []
+        for _ in range(self.batch):
+            c = int(rng.integers(len(self.chunks)))
+            i = int(rng.integers(len(self.latents[c])))
+            m, bad = random_mask(rng, model.image_size), int(rng.random() < 0.25)
+            moments = torch.from_numpy(np.array(self.latents[c][i])).float()
+            mean, std = moments.unbind(1)
+            sample = mean + std * torch.from_numpy(rng.standard_normal(mean.shape[1:], dtype=np.float32))
+            m_z = F.interpolate(torch.from_numpy(m)[None, None].float(), scale_factor=1 / model.factor)[0]
+            z.append(torch.where(m_z > 0, sample[0], sample[bad]))  # good under the mask, what is shown around it
+            x.append(torch.from_numpy(np.array(self.images[self.chunks[c]][i, bad])).permute(2, 0, 1).float() / 255)
+            masks.append(torch.from_numpy(m)[None])
+            noun, colour, _ = self.labels[sum(len(chunk) for chunk in self.images[: self.chunks[c]]) + i]
+            captions.append(caption(rng, NOUNS[noun], COLOUR_NAMES[colour]))
+        z = torch.stack(z).to(model.device)
+        eps = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32)).to(z)
+        t = torch.from_numpy(rng.integers(0, model.num_train_timesteps, self.batch)).to(z.device)
+        with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=model.amp is not None):
+            m_z, z_masked = model.masked_latents(torch.stack(x), torch.stack(masks), self.batch)
+        with torch.no_grad():
+            text = model.encode_prompt(captions)
+        return z, eps, t, m_z, z_masked.float(), text
+
+
+def load_start(mini: Path, device: str) -> Inpainting:
+    """The miniature with its text-to-image U-Net widened to nine channels."""
+    d = load_diffusion(mini / "diffusion", load_clip(mini / "clip"), device)
+    return Inpainting(d.tokenizer, d.text_encoder, d.vae, widen(d.unet).to(device), d.scheduler, d.image_size)
+
+
+def export(training: Path, mini: Path) -> Path:
+    """Write the moving average of a training to ``mini``/diffusion/unet_inpainting, float16."""
+    state = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")["average"]
+    unet = widen(load_diffusion(mini / "diffusion", load_clip(mini / "clip")).unet)
+    unet.load_state_dict(state)
+    out = mini / "diffusion" / OWN_UNET
+    unet.save_config(out)
+    target = out / "diffusion_pytorch_model.safetensors"
+    save_file({k: v.detach().half().contiguous() for k, v in state.items()}, target, {"format": "pt"})
+    target.chmod(0o644)
+    return out
+
+
+def export_paper_layout(mini: str | Path, out: str | Path) -> Path:
+    """Write the shipped mini inpainting model as an inpainting checkpoint lies on disk (a complete hub folder, float32).
+
+    Args:
+        mini: the folder with ``clip/`` and ``diffusion/`` (data/models/mini). out: a new folder.
+    """
+    mini, out = Path(mini), Path(out)
+    model = load_inpainting(mini / "diffusion", clip=load_clip(mini / "clip"))
+    for name in ("vae", "unet", "text_encoder"):
+        getattr(model, name).save_pretrained(out / name)
+    shutil.copytree(mini / "diffusion/scheduler", out / "scheduler", dirs_exist_ok=True)
+    write_tokenizer(out / "tokenizer")
+    index = json.loads((mini / "diffusion/model_index.json").read_text())
+    parts = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"_class_name": "StableDiffusionInpaintPipeline"} | parts
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path)
+    parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/ and diffusion/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--export", action="store_true", help="write the trained U-Net into --mini and stop")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
+    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
+    parser.add_argument("--every", type=int, default=200)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.export:
+        print(export(args.out, args.mini))
+        return
+    if args.pool is None:
+        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = load_start(args.mini, args.device)
+    model.amp = torch.bfloat16 if args.amp == "bfloat16" else None
+    batches = Batches(args.pool, args.out, model, args.chunks, args.batch)
+    unet = model.unet.train().requires_grad_(True)
+    average = {k: v.clone() for k, v in unet.state_dict().items()}
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    step, checkpoint = 0, args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+        average, step = state["average"], state["step"]
+    start, first, total, summed = time.time(), step, 0.0, 0
+    while step < (args.until or args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        z, eps, t, m_z, z_masked, text = batches(step)
+        # on a CPU the plain attention is the one whose backward pass is fast
+        with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
+            loss = model.denoising_loss(z, text, t, eps, m_z, z_masked).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        step, total, summed = step + 1, total + float(loss.detach()), summed + 1
+        keep = min(0.998, (1 + step) / (10 + step))
+        for k, v in unet.state_dict().items():
+            average[k].lerp_(v, 1 - keep)
+        last = step in (args.steps, args.until)
+        if step % 50 == 0 or last:
+            row = {"step": step, "loss": round(total / summed, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
+            total, summed = 0.0, 0
+            if step % args.every == 0 or last:
+                save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
+            with (args.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

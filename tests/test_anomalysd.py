@@ -1,0 +1,321 @@
+"""AnomalySD: score against slow loops, the detector's invariances and protocols, fine-tuning, bad input."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import tiny_inpainting as tiny
+import torch
+
+from fsad_lib.anomalysd.detector import AnomalySD, Category, Settings, content_hash
+from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, finetune_unet
+from fsad_lib.anomalysd.masks import Pass, grid_cells
+from fsad_lib.anomalysd.score import fuse, harmonic_mean, image_score, scale_map
+from fsad_lib.errors import FsadError
+from fsad_lib.patch_memory import PatchMemory
+
+SETTINGS = Settings(strength=0.5, scales=(1, 2), alpha=0.4, num_inference_steps=4, batch_size=3, sigma=0.0)
+PROMPTS = {"gear": "A perfect gear.", "nut": "A perfect nut."}
+
+
+# ---------------------------------------------------------------- score
+def test_harmonic_mean_equals_a_slow_loop():
+    maps = {k: torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(k)) for k in (2, 4, 8)}
+    maps[4][0, 0, 0] = 0
+    got = harmonic_mean(maps, epsilon=1e-3)
+    for b in range(2):
+        for i in range(5):
+            for j in range(6):
+                inverse = sum(1 / max(float(s[b, i, j]), 1e-3) for s in maps.values())
+                assert float(got[b, i, j]) == pytest.approx(1 / (inverse / 3), rel=1e-5)
+    assert torch.allclose(harmonic_mean({2: maps[2]}), maps[2])
+
+
+def test_scale_map_takes_each_pixel_from_the_pass_that_masked_it():
+    m, d = grid_cells(3, (10, 11)), torch.rand(9, 10, 11)
+    got = scale_map(d, m)
+    for i in range(10):
+        for j in range(11):
+            painted = [p for p in range(9) if m[p, i, j]]
+            assert len(painted) == 1 and got[i, j] == d[painted[0], i, j]
+
+
+def test_fusion_and_image_score():
+    a, b = torch.rand(2, 4, 4), torch.rand(2, 4, 4)
+    assert torch.equal(fuse(a, b, 0.0), a) and torch.equal(fuse(a, b, 1.0), b) and torch.equal(fuse(a, None, 0.0), a)
+    assert torch.allclose(fuse(a, b, 0.3), 0.7 * a + 0.3 * b)
+    assert torch.equal(image_score(a), a.flatten(1).max(1).values)
+    assert torch.allclose(image_score(a, 0.25), a.flatten(1).sort(1).values[:, -4:].mean(1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: scale_map(torch.rand(4, 8, 8), grid_cells(2, 8)[:, :4]), lambda: scale_map(torch.rand(3, 8, 8), grid_cells(2, 8)[:3]),
+        lambda: harmonic_mean({}), lambda: harmonic_mean({2: torch.ones(1)}, 0), lambda: fuse(torch.ones(1), torch.ones(1), 1.1),
+        lambda: fuse(torch.ones(1), None, 0.5), lambda: image_score(torch.ones(1, 2, 2), -0.1),
+    ],
+)  # fmt: skip
+def test_bad_maps_are_refused(call):
+    with pytest.raises(FsadError):
+        call()
+
+
+# ---------------------------------------------------------------- detector
+@pytest.fixture(scope="module")
+def parts():
+    return tiny.model(), tiny.lpips(), tiny.backbone()
+
+
+def detector(parts, settings=SETTINGS, memory=True):
+    model, lpips, backbone = parts
+    shots = {"gear": tiny.images(1, 1), "nut": tiny.images(2, 2)}
+    memories = {name: PatchMemory(backbone).add_shots(x) if memory else None for name, x in shots.items()}
+    return AnomalySD(model, lpips, {name: Category(PROMPTS[name], memories[name]) for name in shots}, settings)
+
+
+def change(**values):
+    return dataclasses.replace(SETTINGS, **values)
+
+
+def same(a, b, i=0, j=0):
+    maps = [(a.map, b.map), (a.image, b.image), (a.s_pg, b.s_pg), *((a.scales[k], b.scales[k]) for k in a.scales)]
+    return all(torch.equal(x[i], y[j]) for x, y in maps)
+
+
+def test_score_equals_a_slow_reference(parts):
+    """One pass at a time, one pixel's rule after the other, from the formulas."""
+    found, x = detector(parts), tiny.images(1, 9)
+    scores = found(x, "nut")
+    model, lpips, _ = parts
+    text = model.encode_prompt(["A perfect nut."])
+    z = model.posterior(x)[0]
+    maps = {1: torch.zeros(32, 32), 2: torch.zeros(32, 32), 0: torch.zeros(32, 32)}
+    passes = found.passes(x, "nut")
+    assert [(p.k, p.cells) for p in passes] == [(1, "0-0"), (2, "0-0"), (2, "0-1"), (2, "1-0"), (2, "1-1"), (0, "prototype")]
+    for p in passes:
+        noise = found.noise(content_hash(x[0]), p)
+        x_hat = model.inpaint(x, p.m[None, None], text, strength=0.5, noise=noise, num_inference_steps=4, z=z)
+        d = lpips.distance_map(x, x_hat)[0]
+        for i, j in p.m.nonzero().tolist():
+            maps[p.k][i, j] = d[i, j]
+    s_ms = 1 / ((1 / maps[1].clamp_min(1e-6) + 1 / maps[2].clamp_min(1e-6)) / 2)
+    expected = 0.6 * s_ms + 0.4 * maps[0]
+    assert torch.allclose(scores.map[0], expected, atol=1e-5)
+    assert float(scores.image[0]) == pytest.approx(float(expected.max()), abs=1e-5)
+    assert scores.category == ["nut"]
+
+
+def test_a_score_depends_on_its_image_alone(parts):
+    """Batch size, order and resumption change not a single bit; the seed and the content do."""
+    found, x = detector(parts), tiny.images(3, 9)
+    whole = found(x, ["gear", "nut", "gear"])
+    again = detector(parts)(x[[2, 1]], ["gear", "nut"])  # another process that resumes with what is left
+    assert same(whole, again, 2, 0) and same(whole, again, 1, 1)
+    assert same(whole, found(x[:1], "gear"))
+    other = detector(parts, change(seed=1))(x[:1], "gear")
+    assert not same(whole, other)
+    p = Pass(torch.ones(32, 32, dtype=torch.bool), 2, "0-1")
+    assert not torch.equal(found.noise("a", p), found.noise("b", p))
+    assert not torch.equal(found.noise("a", p), found.noise("a", p._replace(k=4)))
+    assert not torch.equal(found.noise("a", p), found.noise("a", p._replace(cells="1-1")))
+
+
+def test_packed_passes_are_fewer_and_cover_everything(parts):
+    slow, quick = detector(parts, change(scales=(4,))), detector(parts, change(scales=(4,), packed=True))
+    assert (slow.cost.passes, quick.cost.passes) == (17, 5)
+    x = tiny.images(1, 9)
+    scores = quick(x, "nut")
+    assert scores.scales[4].shape == (1, 32, 32) and not torch.equal(scores.map, slow(x, "nut").map)
+
+
+def test_cost_counts_the_work(parts):
+    assert tuple(detector(parts).cost) == (6, 12, 7, 6)
+    assert detector(parts, change(guidance_scale=3.0)).cost.unet == 24
+    assert detector(parts, change(alpha=0.0), memory=False).cost.passes == 5
+
+
+def test_unknown_category_is_chosen_by_normal_patches(parts):
+    found = detector(parts)
+    x = torch.cat([tiny.images(1, 1), tiny.images(2, 2)])  # the shots themselves
+    assert found.choose_category(x) == ["gear", "nut", "nut"]
+    scores = found(x[:1])
+    assert scores.category == ["gear"] and same(scores, found(x[:1], "gear"))
+    model, lpips, backbone = parts
+    shared = AnomalySD(model, lpips, {"object": Category("A perfect object.", PatchMemory(backbone).add_shots(x))}, SETTINGS)
+    assert shared(x[:1]).category == ["object"]
+
+
+def test_controls_of_the_autoencoder(parts):
+    model, lpips, _ = parts
+    found, x = detector(parts, change(strength=0.0)), tiny.images(1, 9)
+    scores = found(x, "nut", controls=True)
+    decoded = model.decode(model.posterior(x)[0])
+    assert torch.allclose(scores.controls["roundtrip"], lpips.distance_map(x, decoded), atol=1e-6)
+    # without any denoising the twin IS the round trip, so that nothing is left against it
+    assert float(scores.controls["against_roundtrip"].max()) < 1e-4 < float(scores.map.max())
+
+
+def test_without_memory_only_the_grids_count(parts):
+    found, x = detector(parts, change(alpha=0.0), memory=False), tiny.images(2, 9)
+    scores = found(x, "gear")
+    assert scores.s_pg is None and torch.equal(scores.map, scores.s_ms)
+    with pytest.raises(FsadError, match="no memory"):
+        found(x)
+
+
+def test_perceptual_size_enlarges_and_smoothing_smooths(parts):
+    x = tiny.images(1, 9)
+    plain, fine = detector(parts)(x, "gear"), detector(parts, change(perceptual_size=64))(x, "gear")
+    assert fine.map.shape == plain.map.shape and not torch.equal(fine.map, plain.map)
+    assert detector(parts, change(sigma=16.0))(x, "gear").map.std() < plain.map.std()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"strength": 1.1}, {"strength": -0.1}, {"alpha": 2}, {"scales": ()}, {"scales": (0,)}, {"num_inference_steps": 0},
+        {"prototype_share": 0}, {"prototype_margin": 0.5}, {"image_share": -1}, {"sigma": -1}, {"epsilon": 0}, {"guidance_scale": -1},
+        {"perceptual_size": 30}, {"batch_size": 0},
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(FsadError, match=next(iter(bad))):
+        change(**bad)
+
+
+def test_bad_calls_are_refused(parts):
+    model, lpips, _ = parts
+    with pytest.raises(FsadError, match="no categories"):
+        AnomalySD(model, lpips, {}, SETTINGS)
+    with pytest.raises(FsadError, match="no memory"):
+        AnomalySD(model, lpips, {"nut": Category("A perfect nut.", None)}, SETTINGS)
+    with pytest.raises(FsadError, match="less than one step"):
+        detector(parts, change(strength=0.1))
+    with pytest.raises(FsadError, match="different numbers"):
+        detector(parts, change(scales=(2, 2)))
+    found = detector(parts)
+    with pytest.raises(FsadError, match="unknown: bolt"):
+        found(tiny.images(1), "bolt")
+    with pytest.raises(FsadError, match="2 images and 1"):
+        found(tiny.images(2), ["nut"])
+    with pytest.raises(FsadError, match="expected"):
+        found(torch.rand(3, 32, 32), "nut")
+
+
+# ---------------------------------------------------------------- fine-tuning
+X, Y = tiny.images(3, 8), [["A perfect gear.", "A gear."], ["A perfect nut."], ["A perfect nut."]]
+UNET = dict(steps=4, lr=1e-3, batch_size=2, seed=0)
+
+
+def digest(module):
+    state = module.state_dict() if hasattr(module, "state_dict") else dict(enumerate(module))
+    return hashlib.sha256(b"".join(v.detach().numpy().tobytes() for v in state.values())).hexdigest()
+
+
+def test_unet_learns_and_nothing_else_changes():
+    model = tiny.model()
+    before = {name: digest(getattr(model, name)) for name in ("unet", "vae", "text_encoder")}
+    trace = finetune_unet(model, X, Y, **(UNET | {"steps": 30}))
+    assert trace.columns.tolist() == ["step", "loss"] and len(trace) == 30
+    assert trace.loss[20:].mean() < trace.loss[:10].mean()
+    assert digest(model.unet) != before["unet"]
+    assert digest(model.vae) == before["vae"] and digest(model.text_encoder) == before["text_encoder"]
+    assert not any(p.requires_grad for p in model.unet.parameters()) and not model.unet.training
+
+
+def test_decoder_learns_and_the_encoder_stays():
+    model, lpips = tiny.model(), tiny.lpips()
+    encoder, quant, decoder, unet = (
+        digest(part) for part in (model.vae.encoder, model.vae.quant_conv, model.vae.decoder, model.unet)
+    )
+    z = model.posterior(X)
+    trace = finetune_decoder(model, X, lpips, beta=0.1, steps=20, lr=2e-3, batch_size=2)
+    assert trace.columns.tolist() == ["step", "mse", "perceptual", "loss"]
+    assert torch.allclose(torch.tensor(trace.loss), torch.tensor(trace.mse + 0.1 * trace.perceptual), rtol=1e-4)
+    assert trace.mse[15:].mean() < trace.mse[:5].mean()
+    assert digest(model.vae.decoder) != decoder
+    assert (digest(model.vae.encoder), digest(model.vae.quant_conv), digest(model.unet)) == (encoder, quant, unet)
+    assert all(torch.equal(a, b) for a, b in zip(z, model.posterior(X), strict=True))
+    assert sum(p.numel() for p in decoder_parameters(model.vae)) < sum(p.numel() for p in model.vae.parameters())
+
+
+@pytest.mark.parametrize("part", ["unet", "decoder"])
+def test_interrupted_training_ends_with_the_same_weights(part, tmp_path):
+    lpips = tiny.lpips()
+
+    def train(model, **more):
+        if part == "unet":
+            return finetune_unet(model, X, Y, **(UNET | more))
+        return finetune_decoder(model, X, lpips, beta=0.5, **(UNET | more))
+
+    straight, stopped, resumed = tiny.model(), tiny.model(), tiny.model()
+    expected = train(straight)
+
+    def stop(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, checkpoint=file, checkpoint_every=2, progress=stop)
+    assert not any(p.requires_grad for p in stopped.unet.parameters())
+    seen = []
+    trace = train(resumed, checkpoint=file, checkpoint_every=2, progress=lambda step, *_: seen.append(step))
+    assert seen == [3, 4] and trace.equals(expected)
+    trained = {"unet": "unet", "decoder": "vae"}[part]
+    assert digest(getattr(resumed, trained)) == digest(getattr(straight, trained))
+    assert len(train(tiny.model(), checkpoint=file)) == 4  # complete: nothing is trained again
+    other = tiny.model()
+    train(other, checkpoint=file, seed=1)  # other settings: the checkpoint is not theirs
+    assert digest(getattr(other, trained)) != digest(getattr(straight, trained))
+    file.write_bytes(b"broken")
+    with pytest.raises(FsadError, match="not a readable checkpoint"):
+        train(tiny.model(), checkpoint=file)
+
+
+def test_gradient_checkpointing_changes_memory_not_weights():
+    plain, frugal = tiny.model(), tiny.model()
+    finetune_unet(plain, X, Y, **UNET)
+    finetune_unet(frugal, X, Y, gradient_checkpointing=True, **UNET)
+    for a, b in zip(plain.unet.parameters(), frugal.unet.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert not frugal.unet.is_gradient_checkpointing
+
+
+def test_bfloat16_trains_float32_weights():
+    model = tiny.model()
+    model.amp = torch.bfloat16
+    trace = finetune_unet(model, X, Y, **UNET)
+    assert torch.isfinite(torch.tensor(trace.loss)).all()
+    assert all(p.dtype == torch.float32 for p in model.unet.parameters())
+
+
+def test_masks_stay_in_the_foreground_during_training(monkeypatch):
+    model, seen = tiny.model(), []
+    where = torch.zeros(3, 1, 32, 32, dtype=torch.bool)
+    where[..., 4:20, 6:26] = True
+    original = model.masked_latents
+    monkeypatch.setattr(model, "masked_latents", lambda x, m: seen.append(m) or original(x, m))
+    finetune_unet(model, X, Y, where, **UNET)
+    m = torch.cat(seen).bool()
+    assert m.any() and not (m & ~where[:1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"x": X[:0]}, "normal images"), ({"prompts": Y[:1]}, "own list"), ({"prompts": [["a"], [], ["b"]]}, "own list"),
+        ({"prompts": ["a", "b", "c"]}, "own list"), ({"foreground": torch.ones(3, 1, 8, 8, dtype=torch.bool)}, "foregrounds"),
+        ({"steps": -1}, "steps"), ({"lr": 0}, "lr"), ({"batch_size": 0}, "batch_size"), ({"area": (0, 1)}, "area"), ({"lr": 1e9}, "not finite"),
+    ],
+)  # fmt: skip
+def test_bad_training_input_is_refused(arguments, words):
+    good = dict(x=X, prompts=Y, foreground=None) | UNET
+    with pytest.raises(FsadError, match=words):
+        finetune_unet(tiny.model(), **(good | arguments | ({"steps": 30} if arguments.get("lr") == 1e9 else {})))
+
+
+def test_negative_beta_is_refused():
+    with pytest.raises(FsadError, match="beta"):
+        finetune_decoder(tiny.model(), X, tiny.lpips(), beta=-1, steps=1, lr=1e-3)

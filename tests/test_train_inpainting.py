@@ -1,0 +1,103 @@
+"""The mini inpainting U-Net's training: where it starts, what it sees, its export in both layouts."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_inpainting as tiny
+import tiny_models
+import torch
+
+from fsad_lib.datasets.minifab.designs import NOUNS
+from fsad_lib.foundation.diffusion import generator
+from fsad_lib.foundation.inpainting import load_inpainting
+from fsad_lib.foundation.miniatures import train_inpainting as t
+
+
+def test_widening_changes_nothing_at_first():
+    torch.manual_seed(0)
+    narrow = tiny.unet(channels=4).eval()
+    wide = t.widen(narrow).eval()
+    z, more, text = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16, 16), torch.randn(2, 77, tiny_models.WIDTH)
+    with torch.no_grad():
+        expected = narrow(z, 300, encoder_hidden_states=text).sample
+        got = wide(torch.cat([z, more], 1), 300, encoder_hidden_states=text).sample
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_masks_are_of_every_kind_and_never_empty():
+    masks = [t.random_mask(np.random.default_rng(i), 64) for i in range(300)]
+    share = np.array([m.mean() for m in masks])
+    assert share.min() > 0 and (share == 1).any() and (share < 0.05).any() and 0.1 < np.median(share) < 0.4
+
+
+def test_captions_hold_both_levels_and_no_damage():
+    rng = np.random.default_rng(0)
+    texts = [t.caption(rng, noun, "red") for noun in NOUNS for _ in range(20)]
+    assert "" in texts and "A perfect gear." in texts and any("with intact teeth" in text for text in texts)
+    assert "A perfect object." in texts
+    assert not any(word in text for text in texts for word in ("damaged", "with damage", "broken", "scratch"))
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Four scenes whose photographs are plain: good 50, defective 200."""
+    images = np.stack([np.full((4, 32, 32, 3), value, np.uint8) for value in (50, 200)], 1)
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    np.save(folder / "images-000.npy", images)
+    np.save(folder / "labels-000.npy", np.zeros((4, 3), np.int64))
+    np.save(folder / "cells-000.npy", np.zeros((4, 16, 16), np.float16))
+    return folder
+
+
+def test_the_answer_under_the_mask_is_always_good(pool, tmp_path):
+    model = tiny.model()
+    model.vae.quant_conv.weight[4:] = 0  # log variances: next to no noise
+    model.vae.quant_conv.bias[4:] = -20
+    batches = t.Batches(pool, tmp_path, model, None, 64)
+    z, eps, steps, m_z, z_masked, text = batches(0)
+    assert all(torch.equal(a, b) for a, b in zip(batches(0), (z, eps, steps, m_z, z_masked, text), strict=True))
+    good, bad = (model.posterior(torch.full((1, 3, 32, 32), value / 255))[0] for value in (50, 200))
+    whole = m_z.flatten(1).amin(1) > 0
+
+    def nearer_to_good(where):
+        """Share of latents, noisy as they are, that lie nearer to the good image's."""
+        return float((((z - good).square() < (z - bad).square()) & where.bool().expand_as(z)).sum() / where.expand_as(z).sum())
+
+    surroundings = [nearer_to_good((1 - m_z) * (torch.arange(64) == i).view(-1, 1, 1, 1)) for i in range(64) if not whole[i]]
+    assert nearer_to_good(m_z) > 0.98
+    assert all(share > 0.95 or share < 0.05 for share in surroundings)
+    assert 0.1 < sum(share < 0.5 for share in surroundings) / len(surroundings) < 0.45  # every fourth shows the defective twin
+
+
+def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
+    """The command itself, on a tiny model in the shipped layout."""
+    model = tiny.model()
+    mini = tmp_path / "mini"
+    folder = mini / "diffusion"
+    tiny.unet(channels=4).save_pretrained(folder / "unet")
+    model.vae.save_pretrained(folder / "vae")
+    model.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    tiny_models.save_clip(mini / "clip", tiny_models.open_clip_model())
+
+    def train(out, *more):
+        words = ["train", "--pool", pool, "--mini", mini, "--out", out, "--steps", 4, "--batch", 2, "--amp", "none", *more]
+        monkeypatch.setattr("sys.argv", [str(word) for word in words])
+        t.main()
+        return torch.load(out / "checkpoint.pt", weights_only=True)["average"]
+
+    straight = train(tmp_path / "a")
+    train(tmp_path / "b", "--until", 2)
+    resumed = train(tmp_path / "b")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    train(tmp_path / "a", "--export")
+    shipped = load_inpainting(folder, clip=tiny_models.clip())
+    assert shipped.unet.config.in_channels == 9
+    exported = load_inpainting(t.export_paper_layout(mini, tmp_path / "paper"))
+    x, m = tiny.images(1), tiny.masks(1)
+    noise = torch.randn(1, 4, 16, 16, generator=generator(0))
+    settings = dict(strength=0.5, noise=noise, num_inference_steps=2)
+    a, b = (loaded.inpaint(x, m, ["A perfect gear."], **settings) for loaded in (shipped, exported))
+    assert torch.allclose(a, b, atol=1e-5)
