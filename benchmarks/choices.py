@@ -1,29 +1,52 @@
 """How the mini profile's own choices were made: on the development designs only.
 
-    python benchmarks/choices.py --set adp.lr=0.002 adp.lr=0.005 adp.lr=0.02
+    python benchmarks/choices.py --set adp.alpha=0.1 adp.alpha=0.1,adp.tau=0.05
 
-Each setting changes one value of the mini profile; printed is the image AUROC from text alone (mean over development categories, 4
-shots, seed 0) for the untrained word, plain textual inversion, c_n, c_a and their mixture, and the sum with the memory.
+Each setting changes values of the mini profile; printed is the image AUROC from text alone (mean over development categories, 4 shots, seed 0)
+for the untrained word, plain textual inversion, c_n, c_a, their mixture without and with the label, and ADP's sum with the memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import lru_cache
 
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
+from fsad_lib import datasets
 from fsad_lib.adp import stages
+from fsad_lib.adp.detector import anomaly_probability
 from fsad_lib.datasets.minifab import CATEGORIES
-from fsad_lib.runs import open_run
+from fsad_lib.runs import Run, open_run
+from fsad_lib.winclip.memory import FeatureMemory
 
 METHODS = ("object", "ti", "c_n", "c_a", "adp", "adp_l")
 
 
-def score(category: str, overrides: str, shots: int) -> pd.DataFrame:
-    """The metric rows of one development category under `overrides`."""
-    run = open_run("40_evaluate", "adp", profile="mini", dataset="minifab_dev", category=category, shots=shots, seed=0, overrides=overrides)
-    return pd.DataFrame(stages.evaluate(run).rows).assign(category=category)
+@lru_cache
+def test_images(category: str, shots: int, seed: int):
+    """What no setting changes: labels, image embeddings and memory scores of the test images."""
+    run = _run(category, shots, seed, "")
+    clip, test = stages.clip_model(run.profile), run.table().query("split == 'test'")
+    memory = FeatureMemory(clip, run.profile.winclip.scales).add_shots(datasets.read_images(run.shot_paths(), clip.image_size))
+    features = memory.features(datasets.read_images(test["path"].tolist(), clip.image_size))
+    return test["label"].to_numpy(), features.f, memory.maps(features).amax((-2, -1)).double()
+
+
+def _run(category: str, shots: int, seed: int, overrides: str) -> Run:
+    return open_run("20_synthesize", "adp", profile="mini", dataset="minifab_dev", category=category, shots=shots, seed=seed, overrides=overrides)
+
+
+def score(category: str, overrides: str, shots: int, seed: int = 0) -> dict[str, float]:
+    """Image AUROC of one development category under `overrides`: method -> from text alone, "sum" -> ADP with the memory, "memory"."""
+    label, f, memory = test_images(category, shots, seed)
+    run = _run(category, shots, seed, overrides)
+    adp, tuned = run.profile.adp, stages.synthesize(run)
+    text = {m: anomaly_probability(f, *tuned.prototypes[m], adp.tau).cpu() for m in METHODS}
+    scores = text | {"sum": text["adp"] + adp.visual_weight * memory.cpu(), "memory": memory.cpu()}
+    return {name: roc_auc_score(label, value.numpy()) for name, value in scores.items()}
 
 
 def main() -> None:
@@ -31,13 +54,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, one run each; the profile itself comes first")
     parser.add_argument("--category", nargs="*", default=CATEGORIES["development"])
     parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--seed", type=int, nargs="*", default=[0])
     args = parser.parse_args()
     for setting in ["", *args.set]:
         start = time.time()
-        rows = pd.concat([score(category, setting, args.shots) for category in args.category])
-        mean = rows[rows.group == "all"].groupby(["method", "part"]).image_auroc.mean()
-        text = "  ".join(f"{m} {mean[m, 'text']:.3f}" for m in METHODS)
-        print(f"{setting or 'profile mini':28s} text: {text}   sum: adp {mean['adp', 'sum']:.3f}   memory {mean['adp', 'memory']:.3f}   {time.time() - start:.0f} s", flush=True)
+        mean = pd.DataFrame([score(category, setting, args.shots, seed) for category in args.category for seed in args.seed]).mean()
+        print(f"{setting or 'profile mini':44s} " + "  ".join(f"{name} {value:.3f}" for name, value in mean.items()) + f"   {time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

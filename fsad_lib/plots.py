@@ -330,7 +330,7 @@ def _math(text: str) -> str:
 
 @_styled
 def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, method: str = "adp", part: str = "sum") -> Figure:
-    """Histograms of normal, pseudo-anomalous and anomalous images on one axis.
+    """Histograms of normal, pseudo-anomalous and anomalous images over one axis, every image a tick below them.
 
     Args:
         scores: name -> scores ("normal", "pseudo-anomalous", "anomalous", in this order), or a run's long prediction
@@ -339,6 +339,8 @@ def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, metho
     if isinstance(scores, pd.DataFrame):
         rows = scores[(scores.method == method) & (scores.part == part)]
         scores = {"normal": rows.score[rows.label == 0], "anomalous": rows.score[rows.label == 1]}
+    import seaborn as sns  # here, because it takes a second
+
     groups = {name: np.asarray(values, dtype=float) for name, values in scores.items() if len(values)}
     if not groups:
         raise FsadError(f"No scores of method {method!r}, part {part!r}; expected some for normal or anomalous images.")
@@ -347,7 +349,8 @@ def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, metho
     bins = np.linspace(every.min(), every.max() + 1e-9, 25)
     figure, axes = plt.subplots(len(groups), 1, figsize=(5.5, 1.05 * len(groups) + 0.7), sharex=True, squeeze=False, layout="constrained")
     for ax, (name, values) in zip(axes[:, 0], groups.items(), strict=True):
-        ax.hist(values, bins, color=colours.get(name, GREY), alpha=0.85)
+        sns.histplot(x=values, bins=bins, color=colours.get(name, GREY), alpha=0.85, edgecolor="white", linewidth=0.5, ax=ax)
+        sns.rugplot(x=values, color=INK, height=0.08, linewidth=0.6, ax=ax)
         ax.axvline(np.median(values), color=INK, linewidth=1.2)
         ax.set_ylabel("images", fontsize=8)
         ax.set_title(f"{name} ({len(values)})", fontsize=9, color=colours.get(name, INK), fontweight="bold")
