@@ -269,7 +269,7 @@ def own_choices(root: str | Path | None = None, profile: str = "mini") -> pd.Dat
     that are not a number in the profile, and what was tried (rows of this profile, or of every profile).
 
     >>> own_choices(profile="mini").set_index("Name").loc["adp.alpha", "Value"]
-    '1.0'
+    '0.3'
     """
     from fsad_lib.profiles import load_profile
 
