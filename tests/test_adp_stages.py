@@ -16,6 +16,7 @@ from fsad_lib.adp.self_tuning import prototypes
 from fsad_lib.datasets import read_images
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics
+from fsad_lib.profiles import load_profile
 
 OVERRIDES = (
     "diffusion.image_size=16,adp.steps_ti=2,adp.steps_normal=3,adp.steps_anomaly=2,adp.n_pseudo=3,adp.n_pseudo_tuning=2,"
@@ -89,7 +90,7 @@ def test_every_product_is_committed_and_loads_back(project, evaluated, monkeypat
     assert first.trace.hinge.notna().sum() == 2
     assert set(first.concepts) == {"<ti>", "<c_n>", "<c_a>"}
     meta = load_concepts(open_run(project, "10_personalize").product_path("concepts.safetensors"))[1]
-    assert meta["adp"]["alpha"] == 1.0 and meta["init"]["<c_a>"] == "<c_n>" and meta["models"]
+    assert meta["adp"]["alpha"] == load_profile("mini").adp.alpha and meta["init"]["<c_a>"] == "<c_n>" and meta["models"]
     second = stages.synthesize(open_run(project, "20_synthesize"))
     assert second.label == "gear" and set(second.weights) == {"object", "ti", "c_n", "c_a", "label"}
     assert all(0 <= w <= 2 for w in second.weights.values())

@@ -50,7 +50,8 @@ def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         9
     """
     latent = unet.config.in_channels
-    wide = UNet2DConditionModel.from_config(dict(unet.config) | {"in_channels": 2 * latent + 1})
+    config = {k: v for k, v in unet.config.items() if k != "_use_default_values"}  # with it, from_config puts defaults back
+    wide = UNet2DConditionModel.from_config(config | {"in_channels": 2 * latent + 1})
     state = dict(unet.state_dict())
     weight = state["conv_in.weight"]
     state["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), latent + 1, *weight.shape[2:])], dim=1)
@@ -62,7 +63,7 @@ def random_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     """A mask (size, size) bool as fine-tuning and inference use them: one to three rectangles, one cell of a grid, cells that do not
     touch, or everything.
 
-    >>> 0 < random_mask(np.random.default_rng(0), 32).mean() <= 1
+    >>> bool(0 < random_mask(np.random.default_rng(0), 32).mean() <= 1)
     True
     """
     m, u = np.zeros((size, size), bool), rng.random()
