@@ -201,6 +201,17 @@ def test_claims_follow_the_data(mvtec):
     assert (visa.drop(visa.index[visa.index.str.contains("reproduces")])["Holds?"] == "not run").all()
 
 
+def test_no_claim_is_judged_while_categories_are_missing(tmp_path):
+    claim = ("ADP scores above WinCLIP+ at 4 shots", "MiniFab")
+    *most, last = datasets.categories("minifab")
+    for name in most:
+        fake_run(tmp_path, "minifab", name, 4, 0)
+    some = tables.claims(tmp_path).set_index(["Claim", "Data set"]).loc[claim, "Holds?"]
+    assert some == f"not judged: {len(most)} of {len(most) + 1} categories"
+    fake_run(tmp_path, "minifab", last, 4, 0)
+    assert not tables.claims(tmp_path).set_index(["Claim", "Data set"]).loc[claim, "Holds?"].startswith("not")
+
+
 def test_seen_and_unseen_stand_apart(tmp_path):
     for name in datasets.categories("minifab"):
         folder = fake_run(tmp_path, "minifab", name, 4, 0)

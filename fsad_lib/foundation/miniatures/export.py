@@ -48,13 +48,14 @@ def export_clip(training: Path, out: Path) -> None:
 
 
 def export_diffusion(vae: Path, unet: Path, out: Path) -> None:
-    """The mini Stable Diffusion from its training folders to `out` (hub layout without text encoder and tokenizer: CLIP has them)."""
+    """The mini Stable Diffusion from its training folders to `out` (hub layout without text encoder and tokenizer: CLIP has them).
+
+    A VAE that was not trained there (the U-Net then went on from exported miniatures) stays as it is in `out`."""
     trained = torch.load(unet / "checkpoint.pt", weights_only=True, map_location="cpu")
-    weights = torch.load(vae / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
-    parts = {
-        "vae": (AutoencoderKL(**train_vae.MODEL, scaling_factor=round(trained["scaling_factor"], 6)), weights),
-        "unet": (UNet2DConditionModel(**train_unet.MODEL), trained["average"]),
-    }
+    parts = {"unet": (UNet2DConditionModel(**train_unet.MODEL), trained["average"])}
+    if (vae / "checkpoint.pt").exists():
+        weights = torch.load(vae / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
+        parts["vae"] = (AutoencoderKL(**train_vae.MODEL, scaling_factor=round(trained["scaling_factor"], 6)), weights)
     for name, (model, state) in parts.items():
         model.save_config(out / name)
         save_file(_half(state), out / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})

@@ -12,7 +12,6 @@ last block and the projection), so that the diffusion model can be trained on it
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -27,7 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.minifab.defects import SEEN
 from ...datasets.minifab.designs import NOUNS, OBJECTS
+from ..clip import load_clip
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
+from .options import training_parser
 from .pool import open_pool
 
 # Patches of 8 pixels: 8 x 8 x 3 = 192 numbers fit into a token of width 192, so nothing of a scratch is lost. With patches of 16 (768
@@ -206,14 +207,10 @@ def save_atomically(state: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = training_parser(__doc__, steps=4000, lr=6e-4, every=250)
     parser.add_argument("--datasets", type=Path, default=Path("data/datasets"))
-    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--freeze-text-at", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--state-weight", type=float, default=1.0)
     parser.add_argument("--cells-weight", type=float, default=0.5)
     parser.add_argument("--joint-weight", type=float, default=1.0)
@@ -223,11 +220,7 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, default=MODEL["vision_cfg"]["patch_size"])
     parser.add_argument("--layers", type=int, default=MODEL["vision_cfg"]["layers"])
     parser.add_argument("--grow", type=Path, default=None, help="a checkpoint of a model with other patches to start from")
-    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
-    parser.add_argument("--every", type=int, default=250)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--start", type=Path, default=None, help="an exported model (data/models/mini/clip) to start from")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.threads:
@@ -241,7 +234,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": others + list(head.parameters()), "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
     text_modules = [*model.transformer.resblocks[:-1], model.token_embedding, model.ln_final]
     step, checkpoint, log = 0, args.out / "checkpoint.pt", args.out / "log.jsonl"
-    if args.grow and not checkpoint.exists():
+    if args.start and not checkpoint.exists():
+        model.load_state_dict(load_clip(args.start).model.state_dict())
+    elif args.grow and not checkpoint.exists():
         grow(model, torch.load(args.grow, weights_only=True, map_location=args.device)["model"])
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)

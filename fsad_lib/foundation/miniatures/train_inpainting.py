@@ -12,7 +12,6 @@ dropped, for classifier-free guidance. What is kept is the moving average of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -34,6 +33,7 @@ from ..clip import load_clip
 from ..diffusion import load_diffusion, write_tokenizer
 from ..inpainting import OWN_UNET, Inpainting, load_inpainting
 from .captions import COLOUR_NAMES, make_caption
+from .options import training_parser
 from .pool import open_pool
 from .train_clip import save_atomically
 
@@ -190,20 +190,11 @@ def export_paper_layout(mini: str | Path, out: str | Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path)
+    parser = training_parser(__doc__, steps=3000, lr=5e-4, every=200, pool=False)
     parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/ and diffusion/")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--export", action="store_true", help="write the trained U-Net into --mini and stop")
-    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
-    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
-    parser.add_argument("--every", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

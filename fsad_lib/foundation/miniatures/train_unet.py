@@ -3,12 +3,15 @@
     python -m fsad_lib.foundation.miniatures.train_unet --pool data/pool --vae data/training/vae --clip data/training/clip/frozen_text.pt --out data/training/unet
 
 The text encoder is the mini CLIP's text tower without its last block, as Stable Diffusion 2.1 uses ViT-H/14's; it stays frozen. Every
-tenth caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights.
+tenth caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights. With --start, training goes on
+from exported miniatures, VAE and text tower included.
+
+A batch holds scenes twice, flawless and damaged, under the same noise: at high noise only the caption tells them apart. A defect
+covers a hundredth of the image, and so of the loss; --defect-weight makes its cells count that many times more in the damaged twin.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -20,12 +23,15 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from ...datasets.minifab.defects import SEEN
 from ...datasets.minifab.designs import NOUNS
+from ..clip import load_clip
 from ..diffusion import CONTEXT, text_encoder_from_clip
 from . import train_clip, train_vae
 from .captions import COLOUR_NAMES, make_caption
+from .options import training_parser
 from .pool import CHUNK, open_pool
 from .train_clip import save_atomically
 
@@ -61,39 +67,41 @@ def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: Sequence
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--clip", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser = training_parser(__doc__, steps=4000, lr=1e-3, every=200)
+    parser.add_argument("--vae", type=Path, help="training folder of the VAE; needed without --start")
+    parser.add_argument("--clip", type=Path, help="frozen_text.pt of train_clip; needed without --start")
+    parser.add_argument("--start", type=Path, help="exported miniatures (data/models/mini) to start from, instead of --vae and --clip")
+    parser.add_argument("--batch", type=int, default=32, help="images a step, an even number")
+    parser.add_argument("--defect-weight", type=float, default=0.0)
     parser.add_argument("--chunks", type=int, default=6, help="how many chunks of the pool, evenly spread over it")
-    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
-    parser.add_argument("--every", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL(**train_vae.MODEL).eval().to(args.device)
-    vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location=args.device)["model"])
-    clip = open_clip.CLIP(**train_clip.MODEL)
-    text = {k: v for k, v in torch.load(args.clip, weights_only=True, map_location="cpu")["model"].items() if not k.startswith("visual.")}
-    clip.load_state_dict(clip.state_dict() | text)  # the image tower is not needed
+    unet = UNet2DConditionModel(**MODEL)
+    if args.start:
+        vae = AutoencoderKL.from_pretrained(args.start / "diffusion/vae", torch_dtype=torch.float32)
+        clip = load_clip(args.start / "clip").model
+        unet.load_state_dict(load_file(args.start / "diffusion/unet/diffusion_pytorch_model.safetensors"))
+    else:
+        vae = AutoencoderKL(**train_vae.MODEL)
+        vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location="cpu")["model"])
+        clip = open_clip.CLIP(**train_clip.MODEL)
+        text = {k: v for k, v in torch.load(args.clip, weights_only=True, map_location="cpu")["model"].items() if not k.startswith("visual.")}
+        clip.load_state_dict(clip.state_dict() | text)  # the image tower is not needed
+    unet, vae = unet.to(args.device), vae.eval().to(args.device)
     text_encoder = text_encoder_from_clip(clip).to(args.device)
-    images, labels, _ = open_pool(args.pool)
+    images, labels, cells = open_pool(args.pool)
     chunks = np.unique(np.linspace(0, len(images) - 1, args.chunks).round().astype(int))
     mean, std = cache_latents(args.out, args.pool, vae, chunks, args.device)
-    labels = np.concatenate([labels[i * CHUNK : (i + 1) * CHUNK] for i in chunks])
-    factor = float(1 / np.sqrt(mean[::7].astype(np.float32).var() + (std[::7].astype(np.float32) ** 2).mean()))
+    labels, cells = (np.concatenate([a[i * CHUNK : (i + 1) * CHUNK] for i in chunks]) for a in (labels, cells))
+    if args.start:
+        factor = vae.config.scaling_factor
+    else:
+        factor = float(1 / np.sqrt(mean[::7].astype(np.float32).var() + (std[::7].astype(np.float32) ** 2).mean()))
     scheduler = DDIMScheduler(**SCHEDULER)
     alphas = scheduler.alphas_cumprod.to(args.device)
-    unet = UNet2DConditionModel(**MODEL).to(args.device)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     step, checkpoint = 0, args.out / "checkpoint.pt"
@@ -106,21 +114,23 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         rng = np.random.default_rng([2, step])
-        index, damaged = rng.integers(0, len(labels), args.batch), rng.integers(0, 2, args.batch)
+        index, damaged = rng.integers(0, len(labels), args.batch // 2).repeat(2), np.tile([0, 1], args.batch // 2)
         captions = [
             "" if rng.random() < 0.1 else make_caption(rng, NOUNS[labels[i, 0]], COLOUR_NAMES[labels[i, 1]], SEEN[labels[i, 2]] if d else None, effects=False).text
             for i, d in zip(index, damaged)
         ]
-        posterior_noise, eps = torch.from_numpy(rng.standard_normal((2, args.batch, *mean.shape[2:]), dtype=np.float32)).to(args.device)
+        posterior_noise, eps = torch.from_numpy(rng.standard_normal((2, args.batch // 2, *mean.shape[2:]), dtype=np.float32)).to(args.device).repeat_interleave(2, 1)
         m, s = (torch.from_numpy(a[index, damaged].astype(np.float32)).to(args.device) for a in (mean, std))
         z = factor * (m + s * posterior_noise)
-        t = torch.from_numpy(rng.integers(0, 1000, args.batch)).to(args.device)
+        t = torch.from_numpy(rng.integers(0, 1000, args.batch // 2)).to(args.device).repeat_interleave(2)
+        weight = 1 + args.defect_weight * torch.from_numpy((cells[index] > 0) * damaged[:, None, None]).to(args.device).float()
+        weight = F.interpolate(weight[:, None], size=z.shape[-1])
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.no_grad():
             text = text_encoder(open_clip.tokenize(captions, context_length=CONTEXT).to(args.device)).last_hidden_state
         with torch.autocast(z.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
             prediction = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, encoder_hidden_states=text).sample
-        loss = F.mse_loss(prediction.float(), a.sqrt() * eps - (1 - a).sqrt() * z)
+        loss = (weight * (prediction.float() - (a.sqrt() * eps - (1 - a).sqrt() * z)) ** 2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -10,17 +10,16 @@ crops it kept 0.63 of the defects' contrast (`contrast_projected`) at 23 dB, bel
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from .options import training_parser
 from .pool import GRID, open_pool
 from .train_clip import save_atomically
 
@@ -67,19 +66,10 @@ def quality(vae: AutoencoderKL, images, cells: np.ndarray, n: int = 48) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser = training_parser(__doc__, steps=8000, lr=1e-3, every=500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--defect-weight", type=float, default=1.0)
-    parser.add_argument("--until", type=int, default=None, help="stop at this step (the learning rate still follows --steps)")
-    parser.add_argument("--every", type=int, default=500)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", choices=("none", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
