@@ -295,14 +295,13 @@ def _figures() -> dict[str, int]:
 
 def _provenance(run: runs.Run, path: Path, given: dict[str, Any], seconds: float) -> dict[str, Any]:
     shots = run.shot_paths() if run.describe is None else []
-    root = runs.project_root()
     return {
         "notebook": path.name,
         "notebook_sha256": runs.file_hashes([path])[0],
         "parameters": given,
         "profile": run.profile.model_dump(mode="json") if run.profile else None,
         "ingredients": run.ingredients,
-        "shots": [os.path.relpath(p, root) if Path(p).is_relative_to(root) else p for p in shots],
+        "shots": [runs.portable_path(p) for p in shots],
         "code_revision": runs.code_revision(),
         "versions": runs.versions(),
         "wall_seconds": round(seconds, 1),

@@ -55,6 +55,25 @@ def project_root() -> Path:
     return here
 
 
+def portable_path(path: str | Path) -> str:
+    """How a product names a file: relative to the project folder where it lies inside, so that the folder can be moved; else absolute.
+
+    >>> portable_path(project_root() / "data" / "a.png"), portable_path("/elsewhere/a.png")
+    ('data/a.png', '/elsewhere/a.png')
+    """
+    path, root = Path(path), project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def absolute_path(path: str | Path) -> str:
+    """The inverse of :func:`portable_path`.
+
+    >>> absolute_path(portable_path(project_root() / "data" / "a.png")) == str(project_root() / "data" / "a.png")
+    True
+    """
+    return str(project_root() / path)
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

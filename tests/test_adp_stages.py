@@ -1,5 +1,8 @@
 """The three stages end to end in a project of their own: tiny random models on disk, a folder of made-up parts."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,6 +100,16 @@ def test_every_product_is_committed_and_loads_back(project, evaluated, monkeypat
     third = stages.evaluate(open_run(project, "40_evaluate"))
     pd.testing.assert_frame_equal(third.predictions, evaluated.predictions)
     assert third.rows == evaluated.rows
+
+
+def test_a_moved_project_keeps_its_runs(project, evaluated, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(project, moved)
+    monkeypatch.setenv("FSAD_HOME", str(moved))
+    monkeypatch.setattr(stages, "_score", lambda *_: pytest.fail("a finished run was repeated"))
+    again = stages.evaluate(open_run(moved, "40_evaluate"))
+    assert again.paths == [p.replace(str(project), str(moved)) for p in evaluated.paths]
+    assert set(again.predictions.path) == set(again.paths) and all(Path(p).is_file() for p in again.paths)
 
 
 def test_predictions_hold_every_method_and_part(evaluated):

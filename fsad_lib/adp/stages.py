@@ -36,7 +36,7 @@ from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import image_metrics, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints
-from fsad_lib.runs import Run, write_json
+from fsad_lib.runs import Run, absolute_path, portable_path, write_json
 
 __all__ = [
     "METHODS", "Evaluated", "Personalized", "Pseudo", "Synthesized", "clip_model", "evaluate", "load_models", "metric_rows", "personalize",
@@ -307,16 +307,17 @@ def evaluate(run: Run) -> Evaluated:
         predictions = _long(test, scores, run.dataset)
         rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
         with run.writing(made[0]) as path:
-            predictions.to_parquet(path, index=False)
+            predictions.assign(path=predictions["path"].map(portable_path)).to_parquet(path, index=False)
         with run.writing(made[1]) as path:
-            np.savez_compressed(path, paths=np.array(test["path"].tolist(), dtype=str), **maps)
+            np.savez_compressed(path, paths=np.array([portable_path(p) for p in test["path"]], dtype=str), **maps)
         with run.writing(made[2]) as path:
             write_json(path, rows)
     with np.load(run.product_path(made[1])) as file:
         maps = {name: file[name] for name in file.files if name != "paths"}
-        paths = file["paths"].tolist()
+        paths = [absolute_path(p) for p in file["paths"].tolist()]
     rows = json.loads(run.product_path(made[2]).read_text())
-    return Evaluated(pd.read_parquet(run.product_path(made[0])), rows, maps, paths)
+    predictions = pd.read_parquet(run.product_path(made[0]))
+    return Evaluated(predictions.assign(path=predictions["path"].map(absolute_path)), rows, maps, paths)
 
 
 def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], dict]:
