@@ -172,6 +172,14 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path):
     assert datasets.load("folder", data_root=tmp_path).equals(before)
 
 
+def test_a_link_to_nothing_is_named_not_skipped(tmp_path):
+    base = mvtec_tree(tmp_path) / "nut"
+    (base / "test/good/gone.png").symlink_to(tmp_path / "nowhere.png")
+    table = datasets.load("folder", data_root=tmp_path)
+    with pytest.raises(FsadError, match="image not found: .*gone.png"):
+        datasets.read_images(table["path"], 16)
+
+
 def test_wrong_layouts_say_what_was_found(tmp_path):
     with pytest.raises(FsadError, match="no folder.*\n.*expected|no folder"):
         datasets.load("folder", data_root=tmp_path / "none")

@@ -18,8 +18,10 @@ UNLABELLED = -1
 
 
 def is_image(path: Path) -> bool:
-    """True for a visible file whose name ends like an image's; the content is not looked at."""
-    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    """True for a visible file whose name ends like an image's; the content is not looked at. A link to a file that is gone counts:
+    reading it then names it, where skipping it would judge fewer images without a word."""
+    named = not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+    return named and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def list_images(folder: Path) -> list[Path]:

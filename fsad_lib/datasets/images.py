@@ -53,7 +53,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise FsadError(f"no permission to read {path}. Make the file readable.") from None
     except UnidentifiedImageError:
         raise FsadError(
-            f"not an image: {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP or WebP; replace or remove it."
+            f"not an image: {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP, WebP, PGM or GIF; replace or remove it."
         ) from None
     except Image.DecompressionBombError as error:
         raise FsadError(f"image too large: {path}: {error}. Scale it down first.") from None
