@@ -1,15 +1,17 @@
 """How the mini profile's own choices were made: on the development designs only.
 
-    python benchmarks/choices.py --set adp.alpha=0.1 adp.alpha=0.1,adp.tau=0.05
+    python benchmarks/choices.py --set adp.alpha=0.1 adp.alpha=0.1,adp.tau=0.05 --visual-weight 1 3 10
 
 Each setting changes values of the mini profile; printed is the image AUROC from text alone (mean over development categories, 4 shots, seed 0)
-for the untrained word, plain textual inversion, c_n, c_a, their mixture without and with the label, and ADP's sum with the memory.
+for the untrained word, plain textual inversion, c_n, c_a, their mixture without and with the label, ADP's sum with the memory for each
+weight of the memory, and the memory alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 import pandas as pd
@@ -39,13 +41,15 @@ def _run(category: str, shots: int, seed: int, overrides: str) -> Run:
     return open_run("20_synthesize", "adp", profile="mini", dataset="minifab_dev", category=category, shots=shots, seed=seed, overrides=overrides)
 
 
-def score(category: str, overrides: str, shots: int, seed: int = 0) -> dict[str, float]:
-    """Image AUROC of one development category under `overrides`: method -> from text alone, "sum" -> ADP with the memory, "memory"."""
+def score(category: str, overrides: str, shots: int, seed: int = 0, weights: Sequence[float] = ()) -> dict[str, float]:
+    """Image AUROC of one development category under `overrides`: method -> from text alone, "sum" -> ADP with the memory, "sum x w" ->
+    the same with another weight of the memory, "memory"."""
     label, f, memory = test_images(category, shots, seed)
     run = _run(category, shots, seed, overrides)
     adp, tuned = run.profile.adp, stages.synthesize(run)
     text = {m: anomaly_probability(f, *tuned.prototypes[m], adp.tau).cpu() for m in METHODS}
-    scores = text | {"sum": text["adp"] + adp.visual_weight * memory.cpu(), "memory": memory.cpu()}
+    sums = {"sum": adp.visual_weight} | {f"sum x {w:g}": w for w in weights}
+    scores = text | {name: text["adp"] + w * memory.cpu() for name, w in sums.items()} | {"memory": memory.cpu()}
     return {name: roc_auc_score(label, value.numpy()) for name, value in scores.items()}
 
 
@@ -55,10 +59,11 @@ def main() -> None:
     parser.add_argument("--category", nargs="*", default=CATEGORIES["development"])
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--seed", type=int, nargs="*", default=[0])
+    parser.add_argument("--visual-weight", type=float, nargs="*", default=[], help="weights of the memory to try; no run is repeated for them")
     args = parser.parse_args()
     for setting in ["", *args.set]:
         start = time.time()
-        mean = pd.DataFrame([score(category, setting, args.shots, seed) for category in args.category for seed in args.seed]).mean()
+        mean = pd.DataFrame([score(category, setting, args.shots, seed, args.visual_weight) for category in args.category for seed in args.seed]).mean()
         print(f"{setting or 'profile mini':44s} " + "  ".join(f"{name} {value:.3f}" for name, value in mean.items()) + f"   {time.time() - start:.0f} s", flush=True)
 
 
