@@ -2,10 +2,12 @@
 
     python -m fsad_lib.foundation.miniatures.train_clip --pool data/pool --out data/training/clip --steps 4000
 
-Four losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) the state of an "object" in
+Five losses: (1) CLIP's contrastive loss where every caption that is true of an image counts as its match; (2) the state of an "object" in
 words ("a photo of a flawless object" / "... damaged object"), and which of the two photographs of a scene is the damaged one; (3) noun and
 state together, one of 2 x 28 texts ("a photo of a damaged gear"); (4) an auxiliary linear read-out of the patch tokens that marks
-defective cells. (4) makes up for seeing 10^5 images instead of 10^9 and is dropped after training.
+defective cells; (5) with --teacher-weight, a linear read-out of the patch tokens that must give EfficientNet-Lite0's feature maps
+(ImageNet weights, stride 8), so that thin lines are kept. (4) and (5) make up for seeing 10^5 images instead of 10^9; their read-outs are
+dropped after training.
 Resumable: run the same command again. From --freeze-text-at on, all that the diffusion model reads of the text tower stays fixed (all but the
 last block and the projection), so that the diffusion model can be trained on it meanwhile.
 """
@@ -26,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.minifab.defects import SEEN
 from ...datasets.minifab.designs import NOUNS, OBJECTS
+from ..backbones import Backbone, load_backbone
 from ..clip import load_clip
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
 from .options import training_parser
@@ -38,6 +41,7 @@ MODEL = {
     "vision_cfg": {"image_size": 96, "layers": 4, "width": 192, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 6, "layers": 4},
 }
+TEACHER_WIDTH = 40  # channels of EfficientNet-Lite0's last stage of stride 8
 CONTEXT = 26  # longest caption in tokens; the text tower is causal, so cutting the padding changes nothing
 
 
@@ -147,15 +151,24 @@ def prepare(x: torch.Tensor, model: open_clip.CLIP) -> torch.Tensor:
     return ((x - mean) / std).to(model.logit_scale.device)
 
 
-def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0):
-    """-> (contrastive, state, joint, cells) losses of one batch; `ranking` weighs the comparison of the two photographs of a scene."""
+@torch.no_grad()
+def teacher_features(teacher: Backbone, x: torch.Tensor, side: int) -> torch.Tensor:
+    """Stride-8 features of images (B, 3, H, W) in [0, 1] as (B, side * side, C), each channel standardised over the batch."""
+    (maps,) = teacher.features(x)
+    tokens = F.adaptive_avg_pool2d(maps.float(), side).flatten(2).transpose(1, 2)
+    return (tokens - tokens.mean((0, 1))) / (tokens.std((0, 1)) + 1e-4)
+
+
+def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0, teacher: Backbone | None = None):
+    """-> (contrastive, state, joint, cells, teacher) losses of one batch; `ranking` weighs the comparison of the two photographs of a
+    scene; `head` reads a token: first the cell's defect, then the teacher's features, if there is a teacher (else that loss is 0)."""
     x, captions, true, nouns, kinds, cells, local, pairs = batch
     device = model.logit_scale.device
     with torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
         pooled, tokens = model.visual(prepare(x, model))
         g = encode_text(model, tokenize([c.text for c in captions]).to(device)).float()
         g_pairs = encode_text(model, tokenize([text for pair in pairs for text in pair]).to(device)).float()
-        logits_cells = head(tokens)
+        read = head(tokens).float()
     f, scale = F.normalize(pooled.float(), dim=-1), model.logit_scale.exp()
     target = torch.from_numpy(true).to(device).float()
     logits = scale * f @ g.T
@@ -168,8 +181,9 @@ def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0):
     side = int(math.isqrt(tokens.shape[1]))
     defective = (F.adaptive_max_pool2d(cells[:, None], side).flatten(1) > 0.04).float().to(device)
     weight = torch.tensor(8.0, device=device)
-    per_image = F.binary_cross_entropy_with_logits(logits_cells[..., 0].float(), defective, pos_weight=weight, reduction="none").mean(1)
-    return contrastive, state_loss, joint, per_image[local.to(device)].mean()
+    per_image = F.binary_cross_entropy_with_logits(read[..., 0], defective, pos_weight=weight, reduction="none").mean(1)
+    taught = 1 - F.cosine_similarity(read[..., 1:], teacher_features(teacher, x, side), dim=-1).mean() if teacher else torch.zeros(())
+    return contrastive, state_loss, joint, per_image[local.to(device)].mean(), taught
 
 
 @torch.no_grad()
@@ -214,6 +228,7 @@ def main() -> None:
     parser.add_argument("--state-weight", type=float, default=1.0)
     parser.add_argument("--cells-weight", type=float, default=0.5)
     parser.add_argument("--joint-weight", type=float, default=1.0)
+    parser.add_argument("--teacher-weight", type=float, default=0.0)
     parser.add_argument("--ranking", type=float, default=0.0)
     parser.add_argument("--objects", type=float, default=1.0, help="how much likelier an object is drawn than a texture")
     parser.add_argument("--image-size", type=int, default=MODEL["vision_cfg"]["image_size"])
@@ -228,7 +243,8 @@ def main() -> None:
     amp = torch.bfloat16 if args.amp == "bfloat16" else None
     args.out.mkdir(parents=True, exist_ok=True)
     model = make_model(args.image_size, args.patch_size, args.layers).to(args.device)
-    head = torch.nn.Linear(MODEL["vision_cfg"]["width"], 1).to(args.device)
+    teacher = load_backbone(image_size=args.image_size, stages=(2,), device=args.device) if args.teacher_weight else None
+    head = torch.nn.Linear(MODEL["vision_cfg"]["width"], 1 + TEACHER_WIDTH * bool(teacher)).to(args.device)
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": others + list(head.parameters()), "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
@@ -242,7 +258,7 @@ def main() -> None:
         state = torch.load(checkpoint, weights_only=True, map_location=args.device)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(4), time.time(), step
+    batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(5), time.time(), step
     while step < (args.until or args.steps):
         if step >= args.freeze_text_at:
             for p in [p for module in text_modules for p in module.parameters()] + [model.positional_embedding]:
@@ -252,8 +268,8 @@ def main() -> None:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            parts = losses(model, head, batches(step), amp, args.ranking)  # on a CPU the fused bfloat16 kernel's backward is slow
-            (parts[0] + args.state_weight * parts[1] + args.joint_weight * parts[2] + args.cells_weight * parts[3]).backward()
+            parts = losses(model, head, batches(step), amp, args.ranking, teacher)  # on a CPU the fused bfloat16 kernel's backward is slow
+            (parts[0] + args.state_weight * parts[1] + args.joint_weight * parts[2] + args.cells_weight * parts[3] + args.teacher_weight * parts[4]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
@@ -263,7 +279,7 @@ def main() -> None:
         if step % 50 == 0 or last:
             rate = (step - first) * 2 * args.pairs / (time.time() - start)
             since = step - max(first, (step - 1) // 50 * 50)
-            row = {"step": step} | dict(zip(("contrastive", "state", "joint", "cells"), (sums / since).tolist()))
+            row = {"step": step} | dict(zip(("contrastive", "state", "joint", "cells", "teacher"), (sums / since).tolist()))
             row |= {"scale": float(model.logit_scale.detach().exp()), "images_per_s": rate}
             sums[:] = 0
             if step % args.every == 0 or last:
