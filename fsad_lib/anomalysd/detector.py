@@ -218,7 +218,7 @@ class AnomalySD:
             of = [n for n, p in enumerate(passes) if p.k == k]
             m = torch.stack([passes[n].m for n in of])
             m_z = F.interpolate(m[:, None].to(z), scale_factor=1 / self.model.factor)
-            latents.append(torch.where(m_z.amax(0) > 0, (m_z * z_0[of]).sum(0), z[0]))
+            latents.append(torch.where(m_z.amax(0) > 0, (m_z * z_0[of]).sum(0), z_0[of[0]]))
             merged.append(Pass(m.any(0), k, ";".join(passes[n].cells for n in of)))
         x_hat = self.model.decode(torch.stack(latents), self.settings.batch_size)
         m = torch.stack([p.m for p in merged])[:, None].to(x_hat.device)
