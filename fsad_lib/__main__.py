@@ -22,9 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run it even if it is complete")
 
     grid = commands.add_parser("grid", help="all stages of a method over data sets x categories x shots x seeds")
-    grid.add_argument("method", nargs="?", default="adp")
+    grid.add_argument("method", nargs="?", default="adp", help="adp (default) or anomalysd")
     grid.add_argument("--dataset", nargs="+", default=["minifab"], metavar="NAME")
-    grid.add_argument("--category", nargs="+", metavar="NAME", help="default: all of each data set")
+    grid.add_argument("--category", nargs="+", metavar="NAME", help="default: all of each data set (for anomalysd: one model for all)")
     grid.add_argument("--shots", nargs="+", type=int, default=[4], metavar="K")
     grid.add_argument("--seed", nargs="+", type=int, default=[0], metavar="SEED")
     grid.add_argument("--data-root", default="", help="where the data sets lie; for 'folder' the folder itself")
@@ -89,7 +89,7 @@ def _grid(args: argparse.Namespace) -> int:
 
     report = pipeline.grid(
         args.method,
-        pipeline.cells(args.dataset, args.category, args.data_root),
+        pipeline.cells(args.dataset, args.category, args.data_root, args.method),
         args.shots,
         args.seed,
         args.profile,

@@ -25,9 +25,12 @@ from fsad_lib import runs
 from fsad_lib.errors import FsadError
 
 IDENTITY = ("profile", "dataset", "category", "shots", "seed")
-STAGES = {"adp": ("10_personalize_adp", "20_synthesize_adp", "40_evaluate_adp")}
+STAGES = {
+    "adp": ("10_personalize_adp", "20_synthesize_adp", "40_evaluate_adp"),
+    "anomalysd": ("11_personalize_anomalysd", "21_synthesize_anomalysd", "41_evaluate_anomalysd"),
+}
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
-TYPICAL_SECONDS = {"10": 35.0, "20": 25.0, "40": 25.0, "50": 30.0}
+TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "40": 25.0, "41": 900.0, "50": 30.0}
 """A first guess of a mini stage's time, until this machine has finished runs to learn from."""
 
 
@@ -242,7 +245,7 @@ def execute(
     stage_run = run.describe is None
     if stage_run:
         pair = (run.identity["dataset"], run.identity["category"])
-        problems = _preflight(run.profile, [pair], run.data_root)
+        problems = _preflight(run.profile, [pair], run.data_root, run.method)
         if problems:
             raise FsadError("\n".join(problems.values()))
     fingerprint = run.fingerprint  # reads the inputs: too many shots are refused here
@@ -271,18 +274,20 @@ def execute(
     return Result(run, False, seconds)
 
 
-def _preflight(profile: Any, pairs: Iterable[tuple[str, str]], data_root: str) -> dict[tuple[str, str] | None, str]:
+def _preflight(
+    profile: Any, pairs: Iterable[tuple[str, str]], data_root: str, method: str
+) -> dict[tuple[str, str] | None, str]:
     """What is missing, before anything starts: None -> checkpoints, (data set, category) -> its data."""
-    from fsad_lib.profiles import missing_checkpoints
+    from fsad_lib.profiles import missing_checkpoints, sections
 
     problems: dict[tuple[str, str] | None, str] = {}
     try:
-        missing_checkpoints(profile)
+        missing_checkpoints(profile, sections(method))
     except FsadError as error:
         problems[None] = str(error)
     for pair in pairs:
         try:
-            runs.read_table(*pair, data_root)
+            runs.read_table(*pair, data_root, method)
         except FsadError as error:
             problems[pair] = str(error)
     return problems
@@ -402,15 +407,22 @@ def expected_seconds(notebook: str, profile: str) -> float:
 
 
 def cells(
-    datasets: Iterable[str], categories: dict[str, Sequence[str]] | Sequence[str] | None, data_root: str = ""
+    datasets: Iterable[str],
+    categories: dict[str, Sequence[str]] | Sequence[str] | None,
+    data_root: str = "",
+    method: str = "adp",
 ) -> list[tuple[str, str]]:
-    """(data set, category) pairs. ``categories`` None means all of each data set; names are checked."""
+    """(data set, category) pairs. ``categories`` None means all of each data set, for a multi-class method in one cell,
+    "all"; names are checked."""
     from fsad_lib import datasets as readers
 
     pairs = []
     for dataset in datasets:
         wanted = categories.get(dataset) if isinstance(categories, dict) else categories
         valid = readers.categories(dataset, data_root or None)
+        if method in runs.MULTI_CLASS and (not wanted or list(wanted) == [runs.ALL]):
+            pairs.append((dataset, runs.ALL))
+            continue
         for category in wanted or valid:
             if category not in valid and not (dataset == "elpv" and category in ("mono_half", "poly_half")):
                 close = difflib.get_close_matches(category, valid, 1)
@@ -452,7 +464,7 @@ def grid(
     started, report = time.monotonic(), GridReport()
     todo: list[tuple[str, dict[str, Any], list[str]]] = []
     say(f"{len(pairs) * len(shots) * len(seeds)} cells of {len(stages)} stages; preparing and checking the data")
-    problems = _preflight(load_profile(profile, overrides or None), pairs, data_root)
+    problems = _preflight(load_profile(profile, overrides or None), pairs, data_root, method)
     if None in problems or len(problems) == len(pairs):
         raise FsadError("\n".join(dict.fromkeys(problems.values())))
     for dataset, category in pairs:
@@ -462,9 +474,7 @@ def grid(
         for k in shots:
             for seed in seeds:
                 params = {"profile": profile, "dataset": dataset, "category": category, "shots": k, "seed": seed}
-                params |= {
-                    n: v for n, v in {"data_root": data_root, "tag": tag, "overrides": overrides}.items() if v
-                }
+                params |= {"data_root": data_root, "tag": tag, "overrides": overrides}  # a notebook's own defaults do not count
                 name = f"{dataset}/{category} k={k} seed={seed}"
                 report.total += len(stages)
                 try:

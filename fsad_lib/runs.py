@@ -31,8 +31,13 @@ MACHINERY = frozenset({"__main__", "errors", "pipeline", "plots", "profiles", "r
 UPSTREAM = {
     ("20_synthesize", "adp"): ("10_personalize",),
     ("40_evaluate", "adp"): ("10_personalize", "20_synthesize"),
+    ("21_synthesize", "anomalysd"): ("11_personalize",),
+    ("41_evaluate", "anomalysd"): ("11_personalize",),
 }
 """(stage, method) -> the earlier stages whose products it uses."""
+
+ALL, MULTI_CLASS = "all", frozenset({"anomalysd"})
+"""The category of a run that covers every category of its data set, and the methods that serve them with one model."""
 
 LIBRARIES = (
     "anomalib", "diffusers", "numpy", "open_clip_torch", "pandas", "papermill", "pillow", "safetensors", "scikit-learn",
@@ -197,10 +202,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tree_hash(path: Path | None) -> list[list[str]]:
+def _tree_hash(path: Path | None, without: str = "") -> list[list[str]]:
     if path is None:
         return []
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [p for p in files if p == path or p.relative_to(path).parts[0] != without]
     names = [p.relative_to(path).as_posix() if path.is_dir() else "file" for p in files]
     return [list(pair) for pair in zip(names, file_hashes(files), strict=True)]
 
@@ -390,15 +396,39 @@ def _manifest(root: Path, dataset: str, category: str, data_root: str, seed: int
 
 
 @lru_cache(maxsize=16)
-def _models(root: Path, dump: str, profile: Any) -> dict[str, list]:
-    from fsad_lib.profiles import MODEL_SECTIONS
+def _models(root: Path, dump: str, profile: Any, method: str = "") -> dict[str, list]:
+    from fsad_lib.profiles import sections
 
-    return {section: _tree_hash(profile.path(section)) for section in MODEL_SECTIONS}
+    # the miniatures of two methods share a folder: neither method depends on the other's U-Net
+    own = {"diffusion": "unet_inpainting"}
+    if (profile.path("inpainting") / "unet_inpainting").is_dir():
+        own["inpainting"] = "unet"
+    return {section: _tree_hash(profile.path(section), own.get(section, "")) for section in sections(method)}
 
 
-def read_table(dataset: str, category: str, data_root: str = ""):
-    """One category's table, read and hashed once per process (see :func:`fsad_lib.datasets.load`)."""
-    return _table(project_root(), dataset, category, data_root)[0].copy()
+def members(method: str, dataset: str, category: str, data_root: str = "") -> list[str]:
+    """The categories behind a run's ``category``: itself, or all of the data set.
+
+    >>> members("anomalysd", "elpv", "all"), members("anomalysd", "elpv", "mono"), members("adp", "elpv", "all")
+    (['mono', 'poly'], ['mono'], ['all'])
+    """
+    if category != ALL or method not in MULTI_CLASS:
+        return [category]
+    from fsad_lib import datasets
+
+    return datasets.categories(dataset, data_root or None)
+
+
+def read_table(dataset: str, category: str, data_root: str = "", method: str = ""):
+    """The table of one category, or of all :func:`members`, read and hashed once per process (see
+    :func:`fsad_lib.datasets.load`)."""
+    names = members(method, dataset, category, data_root)
+    tables = [_table(project_root(), dataset, name, data_root)[0] for name in names]
+    if len(tables) == 1:
+        return tables[0].copy()
+    import pandas as pd
+
+    return pd.concat(tables, ignore_index=True)
 
 
 def forget_inputs() -> None:
@@ -481,23 +511,32 @@ class Run:
 
     # inputs
 
-    def table(self):
-        """The data set's table (see :func:`fsad_lib.datasets.load`), read once per process."""
-        return read_table(self.identity["dataset"], self.identity["category"], self.data_root)
+    @property
+    def categories(self) -> list[str]:
+        """The categories that the run covers: one, or every one of its data set (see :data:`ALL`)."""
+        return members(self.method, self.identity["dataset"], self.identity["category"], self.data_root)
 
-    def shot_paths(self) -> list[str]:
-        """Absolute paths of the run's normal images, from the shot manifest."""
+    def table(self):
+        """The run's table (see :func:`fsad_lib.datasets.load`), read once per process."""
+        return read_table(self.identity["dataset"], self.identity["category"], self.data_root, self.method)
+
+    def shot_paths(self, category: str | None = None) -> list[str]:
+        """Absolute paths of the run's normal images, from the shot manifest of each category (or of one of them)."""
         from fsad_lib.datasets import shots
 
         i = self.identity
-        return shots.take(self.table(), i["dataset"], i["category"], i["seed"], i["shots"])
+        return [
+            path
+            for name in ([category] if category else self.categories)
+            for path in shots.take(read_table(i["dataset"], name, self.data_root), i["dataset"], name, i["seed"], i["shots"])
+        ]
 
     def check_inputs(self) -> None:
         """Raise one :class:`FsadError` that names every missing checkpoint and what is wrong with the data; loads no model."""
-        from fsad_lib.profiles import missing_checkpoints
+        from fsad_lib.profiles import missing_checkpoints, sections
 
         problems = []
-        for check in (lambda: missing_checkpoints(self.profile), self.table):
+        for check in (lambda: missing_checkpoints(self.profile, sections(self.method)), self.table):
             try:
                 check()
             except FsadError as error:
@@ -616,9 +655,12 @@ def _describe(run: Run) -> dict[str, Any]:
 
     root, i = project_root(), run.identity
     dump = run.profile.model_dump(mode="json")
-    manifest = _manifest(root, i["dataset"], i["category"], run.data_root, i["seed"])
-    if i["shots"] > len(manifest):
+    manifests = {c: _manifest(root, i["dataset"], c, run.data_root, i["seed"]) for c in run.categories}
+    if any(i["shots"] > len(manifest) for manifest in manifests.values()):
         run.shot_paths()  # says how many there are
+    data = {c: _table(root, i["dataset"], c, run.data_root)[1] for c in run.categories}
+    shots = {c: [entry["sha256"] for entry in manifest[: i["shots"]]] for c, manifest in manifests.items()}
+    single = run.categories == [i["category"]]
     resolved = {
         section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
         for section, value in dump.items()
@@ -628,14 +670,25 @@ def _describe(run: Run) -> dict[str, Any]:
         "identity": {k: v for k, v in i.items() if k != "tag"},
         "params": run.params,
         "profile": resolved,
-        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile),
-        "data": _table(root, i["dataset"], i["category"], run.data_root)[1],
-        "shots": [entry["sha256"] for entry in manifest[: i["shots"]]],
+        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile, run.method),
+        "data": data[i["category"]] if single else data,
+        "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),
     }
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
     return described
+
+
+def overrides_tag(overrides: str) -> str:
+    """The tag of a run with these overrides and no other tag.
+
+    >>> overrides_tag("adp.alpha=2,adp.tau=0.1") == overrides_tag("adp.tau=0.1, adp.alpha=2")
+    True
+    """
+    from fsad_lib.profiles import parse_overrides
+
+    return f"set-{digest(parse_overrides(overrides))[:8]}"
 
 
 def open_run(
@@ -659,14 +712,14 @@ def open_run(
     whatever else changes the result. Overrides without a ``tag`` get one of their own, so that they never replace the
     plain run. Names with separators or "..", shots below 1 and seeds below 0 raise :class:`FsadError`.
     """
-    from fsad_lib.profiles import load_profile, parse_overrides
+    from fsad_lib.profiles import load_profile
 
     if not isinstance(stage, str) or not re.fullmatch(r"\d\d_[a-z]\w*", stage):
         raise FsadError(f"stage: found {stage!r}, expected two digits and a name such as '10_personalize'.")
     if isinstance(profile, str):
         profile = load_profile(profile, overrides)
     if overrides and not tag:
-        tag = f"set-{digest(parse_overrides(overrides))[:8]}"
+        tag = overrides_tag(overrides)
     identity = {
         "profile": profile.name,
         "stage": check_name("stage", stage),

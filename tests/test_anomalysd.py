@@ -129,6 +129,32 @@ def test_packed_passes_are_fewer_and_cover_everything(parts):
     assert scores.scales[4].shape == (1, 32, 32) and not torch.equal(scores.map, slow(x, "nut").map)
 
 
+def test_merged_twins_are_decoded_once_a_scale(parts):
+    """The repainted latents are those of the separate passes, each cell from its own."""
+    settings = change(scales=(2, 4), merged=True)
+    found, x = detector(parts, settings), tiny.images(1, 9)
+    passes = found.passes(x, "nut")
+    merged, x_hat = found.twins(x, passes, "nut")
+    assert [p.k for p in merged] == [2, 4, 0] and x_hat.shape == (3, 3, 32, 32) and merged[0].m.all() and torch.equal(merged[2].m, passes[-1].m)
+    model = parts[0]
+    z = model.posterior(x)[0]
+    expected = z.clone()
+    for p in passes[:4]:
+        z_0 = model.inpaint(
+            x, p.m[None, None], model.encode_prompt(["A perfect nut."]), strength=0.5, noise=found.noise(content_hash(x[0]), p), z=z,
+            num_inference_steps=4, decode=False,
+        )  # fmt: skip
+        cell = p.m[::2, ::2].expand_as(z_0)
+        expected[cell] = z_0[cell]
+    assert torch.allclose(x_hat[0], model.decode(expected)[0], atol=1e-5)
+    outside = ~merged[2].m.expand(3, -1, -1)
+    assert torch.equal(x_hat[2][outside], x[0][outside])
+    # the prototype-guided pass stands alone, merged or not
+    assert torch.allclose(x_hat[2], detector(parts, change(scales=(2, 4))).repaint(x, passes, "nut")[-1], atol=1e-5)
+    scores = found(x, "nut")
+    assert torch.equal(scores.map, found(torch.cat([tiny.images(1, 3), x]), "nut").map[1:]) and found.cost.decodings == 3
+
+
 def test_cost_counts_the_work(parts):
     assert tuple(detector(parts).cost) == (6, 12, 7, 6)
     assert detector(parts, change(guidance_scale=3.0)).cost.unet == 24

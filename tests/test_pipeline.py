@@ -165,6 +165,30 @@ def test_values_of_another_type_are_refused(kind, text):
         pipeline.check_parameters(pipeline.parse_parameters(f"p: {kind} = None"), {"p": text})
 
 
+def test_a_multi_class_method_has_one_cell_for_all_categories(home):
+    data_root = str(home / "mine")
+    assert pipeline.cells(["folder"], None, data_root, "anomalysd") == [("folder", "all")]
+    assert pipeline.cells(["folder"], ["all"], data_root, "anomalysd") == [("folder", "all")]
+    assert pipeline.cells(["folder"], ["part"], data_root, "anomalysd") == [("folder", "part")]
+    assert pipeline.cells(["folder"], None, data_root) == [("folder", "other"), ("folder", "part")]
+    with pytest.raises(FsadError, match="'all'"):
+        pipeline.cells(["folder"], ["all"], data_root)
+
+
+def test_a_run_of_all_categories_has_the_shots_of_each(home):
+    run = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=str(home / "mine"))
+    assert run.categories == ["other", "part"] and len(run.table()) == 10 and len(run.shot_paths()) == 4
+    one = runs.open_run("10_first", "fake", profile="mini", dataset="folder", category="part", shots=2, seed=0, data_root=str(home / "mine"))
+    assert run.shot_paths("part") == one.shot_paths()
+    before = run.fingerprint
+    (home / "mine/other/train/good/0.png").unlink()
+    runs.forget_inputs()
+    again = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=str(home / "mine"))
+    assert again.fingerprint != before
+    with pytest.raises(FsadError, match="2"):
+        runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=3, seed=0, data_root=str(home / "mine")).fingerprint
+
+
 # papermill (a kernel each)
 
 

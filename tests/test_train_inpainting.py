@@ -9,20 +9,35 @@ import tiny_models
 import torch
 
 from fsad_lib.datasets.minifab.designs import NOUNS
+from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 from fsad_lib.foundation.inpainting import load_inpainting
 from fsad_lib.foundation.miniatures import train_inpainting as t
 
 
-def test_widening_changes_nothing_at_first():
+def test_a_twin_of_the_same_width_starts_as_the_same_function():
     torch.manual_seed(0)
     narrow = tiny.unet(channels=4).eval()
-    wide = t.widen(narrow).eval()
+    wide = t.nine_channels(narrow).eval()
     z, more, text = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16, 16), torch.randn(2, 77, tiny_models.WIDTH)
     with torch.no_grad():
         expected = narrow(z, 300, encoder_hidden_states=text).sample
         got = wide(torch.cat([z, more], 1), 300, encoder_hidden_states=text).sample
     assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_a_narrower_twin_copies_what_fits_and_shares_its_start():
+    source = tiny.unet(channels=4)
+    twin, again = t.nine_channels(source, (16, 24)), t.nine_channels(source, (16, 24))
+    assert sum(p.numel() for p in twin.parameters()) < sum(p.numel() for p in source.parameters())
+    theirs, copied = dict(source.state_dict()), []
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), "the random part repeats"
+        if name != "conv_in.weight" and theirs[name].shape == value.shape:
+            copied.append(name)
+            assert torch.equal(value, theirs[name])
+    assert "conv_out.weight" in copied and "mid_block.resnets.0.conv1.weight" not in copied
+    assert torch.equal(twin.conv_in.weight[:, :4], source.conv_in.weight) and not twin.conv_in.weight[:, 4:].any()
 
 
 def test_masks_are_of_every_kind_and_never_empty():
@@ -83,7 +98,7 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     tiny_models.save_clip(mini / "clip", tiny_models.open_clip_model())
 
     def train(out, *more):
-        words = ["train", "--pool", pool, "--mini", mini, "--out", out, "--steps", 4, "--batch", 2, "--amp", "none", *more]
+        words = ["train", "--pool", pool, "--mini", mini, "--out", out, "--steps", 4, "--batch", 2, "--amp", "none", "--channels", 16, 24, *more]
         monkeypatch.setattr("sys.argv", [str(word) for word in words])
         t.main()
         return torch.load(out / "checkpoint.pt", weights_only=True)["average"]
@@ -94,7 +109,9 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     train(tmp_path / "a", "--export")
     shipped = load_inpainting(folder, clip=tiny_models.clip())
-    assert shipped.unet.config.in_channels == 9
+    assert shipped.unet.config.in_channels == 9 and list(shipped.unet.config.block_out_channels) == [16, 24]
+    with pytest.raises(FsadError, match="asked for are"):
+        train(tmp_path / "b", "--channels", 16, 16)
     exported = load_inpainting(t.export_paper_layout(mini, tmp_path / "paper"))
     x, m = tiny.images(1), tiny.masks(1)
     noise = torch.randn(1, 4, 16, 16, generator=generator(0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.anomalysd.masks import Pass, grid_passes, prototype_mask
@@ -29,8 +30,9 @@ class Settings:
     """What inference needs and the paper leaves open; see the profiles for the reasons of the values.
 
     strength lambda in [0, 1]: T~ = lambda * T. scales K: cells a side. alpha in [0, 1]: weight of S_pg. prototype_share,
-    prototype_margin: :func:`fsad_lib.anomalysd.masks.prototype_mask`. packed: cells that do not touch share a pass. image_share: 0: the
-    image score is the map's maximum, else the mean over this share. sigma: Gaussian smoothing of S_map, in pixels at 256 a side.
+    prototype_margin: :func:`fsad_lib.anomalysd.masks.prototype_mask`. packed: cells that do not touch share a pass. merged: the repainted
+    latents of a scale's passes are put together and decoded once (see :meth:`AnomalySD.twins`). image_share: 0: the image score is the
+    map's maximum, else the mean over this share. sigma: Gaussian smoothing of S_map, in pixels at 256 a side.
     perceptual_size: images are enlarged to this side for D; None: not at all. batch_size: passes repainted at once.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     prototype_share: float = 0.1
     prototype_margin: float = 0.02
     packed: bool = False
+    merged: bool = False
     image_share: float = 0.0
     sigma: float = 4.0
     epsilon: float = EPSILON
@@ -149,7 +152,8 @@ class AnomalySD:
         """The work for one image."""
         passes = len(self.grid) + any(c.memory is not None for c in self.categories.values())
         steps = self.model.steps(self.settings.strength, self.settings.num_inference_steps)
-        return Cost(passes, passes * steps * (2 if self.settings.guidance_scale > 1 else 1), passes + 1, passes)
+        decodings = len(self.settings.scales) + passes - len(self.grid) if self.settings.merged else passes
+        return Cost(passes, passes * steps * (2 if self.settings.guidance_scale > 1 else 1), passes + 1, decodings)
 
     def prototype_distance(self, x: Tensor, category: str) -> Tensor | None:
         """Distance (B, H, W) of every place to the nearest normal patch of the category; None without a memory."""
@@ -195,14 +199,42 @@ class AnomalySD:
     @torch.no_grad()
     def repaint(self, x: Tensor, passes: Sequence[Pass], category: str) -> Tensor:
         """The normal twins x_hat (P, 3, H, W) of one image x (1, 3, H, W); outside its mask a twin is the image itself."""
-        s, x = self.settings, resize(x, self.model.image_size).to(self.model.device)
-        name = content_hash(x[0])
-        z = self.model.posterior(x)[0]  # encoded once for all passes
-        n = len(passes)
+        return self._inpaint(*self._encoded(x), passes, category)
+
+    @torch.no_grad()
+    def twins(self, x: Tensor, passes: Sequence[Pass], category: str) -> tuple[list[Pass], Tensor]:
+        """What D is taken of: passes with their twins x_hat (P, 3, H, W).
+
+        As in :meth:`repaint`, or, where the settings say ``merged``, one twin a scale: every latent from the pass that masked it, then
+        decoded once. The decoder is most of the work of a small model; what it costs in accuracy is that D, and the decoder, see the
+        neighbouring cells repainted too.
+        """
+        if not self.settings.merged:
+            return list(passes), self.repaint(x, passes, category)
+        x, z = self._encoded(x)
+        z_0 = self._inpaint(x, z, passes, category, decode=False)
+        merged, latents = [], []
+        for k in dict.fromkeys(p.k for p in passes):
+            of = [n for n, p in enumerate(passes) if p.k == k]
+            m = torch.stack([passes[n].m for n in of])
+            m_z = F.interpolate(m[:, None].to(z), scale_factor=1 / self.model.factor)
+            latents.append(torch.where(m_z.amax(0) > 0, (m_z * z_0[of]).sum(0), z_0[of[0]]))
+            merged.append(Pass(m.any(0), k, ";".join(passes[n].cells for n in of)))
+        x_hat = self.model.decode(torch.stack(latents), self.settings.batch_size)
+        m = torch.stack([p.m for p in merged])[:, None].to(x_hat.device)
+        return merged, torch.where(m, x_hat, x)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The image (1, 3, H, W) at the model's size and its latent, encoded once for all passes."""
+        x = resize(x, self.model.image_size).to(self.model.device)
+        return x, self.model.posterior(x)[0]
+
+    def _inpaint(self, x: Tensor, z: Tensor, passes: Sequence[Pass], category: str, decode: bool = True) -> Tensor:
+        s, n, name = self.settings, len(passes), content_hash(x[0])
         return self.model.inpaint(
             x.expand(n, -1, -1, -1), torch.stack([p.m for p in passes])[:, None], self._text[category], strength=s.strength,
             noise=torch.cat([self.noise(name, p) for p in passes]), z=z.expand(n, -1, -1, -1), guidance_scale=s.guidance_scale,
-            num_inference_steps=s.num_inference_steps, batch_size=s.batch_size,
+            num_inference_steps=s.num_inference_steps, decode=decode, batch_size=s.batch_size,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -249,8 +281,7 @@ class AnomalySD:
 
     def _one(self, x: Tensor, category: str, controls: bool) -> dict[str, Tensor | None]:
         """All maps (1, H, W) of one image."""
-        passes = self.passes(x, category)
-        x_hat = self.repaint(x, passes, category)
+        passes, x_hat = self.twins(x, self.passes(x, category), category)
         x = resize(x, self.model.image_size).to(x_hat)
         maps = self._maps(x, x_hat, passes)
         if controls:
@@ -258,7 +289,7 @@ class AnomalySD:
             m = torch.stack([p.m for p in passes])[:, None].to(x.device)
             # the twin's surroundings have gone through the decoder too
             maps["against_roundtrip"] = self._maps(decoded, torch.where(m, x_hat, decoded), passes)["map"]
-            maps["roundtrip"] = self._smooth(self.difference(x, decoded))
+            maps["roundtrip"] = self.smooth(self.difference(x, decoded))
         return maps
 
     def _maps(self, x: Tensor, x_hat: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor | None]:
@@ -270,10 +301,11 @@ class AnomalySD:
         s_ms = harmonic_mean(scales, s.epsilon)
         # S_pg = M^(p) * D(x, x_hat^(p))
         s_pg = torch.where(m[of[0]], d[of[0]], 0) if of[0] else None
-        s_map = self._smooth(fuse(s_ms, s_pg, s.alpha))
+        s_map = self.smooth(fuse(s_ms, s_pg, s.alpha))
         return {**{f"S{k}": v for k, v in scales.items()}, "s_ms": s_ms, "s_pg": s_pg, "map": s_map}
 
-    def _smooth(self, maps: Tensor) -> Tensor:
+    def smooth(self, maps: Tensor) -> Tensor:
+        """Maps (B, H, W) under the Gaussian that ``sigma`` asks for; S_map has gone through it, its parts in :class:`Scores` have not."""
         from torchvision.transforms.functional import gaussian_blur
 
         sigma = self.settings.sigma * maps.shape[-1] / 256

@@ -126,7 +126,7 @@ class Inpainting(Diffusion):
     def inpaint(
         self, x: Tensor, m: Tensor, prompts: Sequence[str] | Tensor, *, strength: float, noise: Tensor,
         guidance_scale: float = 1.0, num_inference_steps: int = 40, z: Tensor | None = None, composite: bool = True,
-        batch_size: int = 8,
+        decode: bool = True, batch_size: int = 8,
     ) -> Tensor:  # fmt: skip
         """Repaint the masked regions: noise is added up to step T~ = strength * T and taken out again by deterministic DDIM.
 
@@ -139,11 +139,12 @@ class Inpainting(Diffusion):
             guidance_scale: classifier-free guidance; 1 or less: none, and half the cost.
             z: (B, 4, h, w) latents of x where the caller has them (posterior mean).
             composite: keep the image's own pixels outside the mask; otherwise the decoder's.
+            decode: False returns the repainted latents instead of images.
             batch_size: images repainted at once. Matrix products round differently for different numbers of rows, so that it can
                 change the last bits of the result.
 
         Returns:
-            (B, 3, H, W) in [0, 1].
+            (B, 3, H, W) in [0, 1]; without ``decode`` (B, 4, h, w), scaled.
 
         Raises:
             FsadError: shapes that do not belong together, masks that are not 0 and 1, a strength or steps out of range.
@@ -164,9 +165,12 @@ class Inpainting(Diffusion):
         for part in torch.arange(len(x), device=m.device).split(batch_size):
             m_z, z_masked = self.masked_latents(x[part], m[part], batch_size)
             z_0 = self._denoise(z[part], noise[part], m_z, z_masked, text[part], count, num_inference_steps, guidance_scale)
+            if not decode:
+                out.append(z_0)
+                continue
             x_hat = self.decode(z_0, batch_size)
             out.append(torch.where(m[part] > 0, x_hat, x[part]) if composite else x_hat)
-        return torch.cat(out) if out else x
+        return torch.cat(out) if out else x if decode else z
 
     def _denoise(
         self, z: Tensor, noise: Tensor, m_z: Tensor, z_masked: Tensor, text: Tensor, count: int, num_inference_steps: int,

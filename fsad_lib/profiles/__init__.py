@@ -90,7 +90,8 @@ class Perceptual(_Model):
 
 
 class Anomalysd(_Model):
-    """Hyper-parameters of AnomalySD: prompts, fine-tuning of U-Net and decoder, inference (the names of ``anomalysd.detector.Settings``)."""
+    """Hyper-parameters of AnomalySD: prompts, fine-tuning of U-Net and decoder, inference (the names of
+    ``anomalysd.detector.Settings``). ``test_images``: so many test images a category are judged, half of them good; None: all."""
 
     prompt_levels: tuple[Literal["object", "detail"], ...]
     parts: tuple[tuple[str, str], ...] = ()
@@ -112,11 +113,13 @@ class Anomalysd(_Model):
     prototype_share: Fraction
     prototype_margin: Annotated[float, Field(ge=0, lt=0.5)]
     packed: bool
+    merged: bool
     image_share: Annotated[float, Field(ge=0, le=1)]
     sigma: AtLeast0
     epsilon: Above0
     perceptual_size: Annotated[int, Field(ge=31)] | None
     batch_size: Positive
+    test_images: Annotated[int, Field(ge=2)] | None = None
 
 
 class Profile(_Model):
@@ -153,6 +156,15 @@ ANOMALYSD_SECTIONS = ("clip", "winclip_clip", "inpainting", "perceptual", "backb
 
 FOREIGN = {"adp": ("inpainting", "perceptual", "anomalysd"), "anomalysd": ("diffusion", "adp")}
 """method -> the sections that cannot change its results, and stay out of its fingerprints."""
+
+
+def sections(method: str) -> tuple[str, ...]:
+    """The profile's sections with the checkpoints that a method and its rivals load.
+
+    >>> "inpainting" in sections("anomalysd"), "inpainting" in sections("adp")
+    (True, False)
+    """
+    return ANOMALYSD_SECTIONS if method == "anomalysd" else MODEL_SECTIONS
 
 
 def names() -> list[str]:

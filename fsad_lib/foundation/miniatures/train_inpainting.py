@@ -1,4 +1,4 @@
-"""Train the mini inpainting U-Net, nine channels, from the mini text-to-image U-Net; it shares the shipped VAE and text encoder.
+"""Train the mini inpainting U-Net, nine channels, narrower than the mini text-to-image U-Net; it shares the shipped VAE and text encoder.
 
     python -m fsad_lib.foundation.miniatures.train_inpainting --pool data/pool --mini data/models/mini --out data/training/inpainting --steps 3000
     python -m fsad_lib.foundation.miniatures.train_inpainting --export --mini data/models/mini --out data/training/inpainting
@@ -6,8 +6,9 @@
 What it learns: the region under the mask is always painted as in the photograph without defect. The surroundings are those of the same
 photograph; in every fourth sample the defective twin's, so that a defect that reaches out of the mask is not carried on into it. No
 sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
-The convolution of the five new channels starts at zero, so that training starts from the text-to-image model. Every tenth caption is
-dropped, for classifier-free guidance. What is kept is the moving average of the weights. Resumable: run the same command again.
+Painting into a given picture is easier than drawing one, so half of the text-to-image model's numbers do; whatever has the same shape
+there is copied (the fine levels), the rest starts at random. Every tenth caption is dropped, for classifier-free guidance. What is kept
+is the moving average of the weights. Resumable: run the same command again. `--device cuda` is all that a GPU needs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,26 +39,37 @@ from .options import training_parser
 from .pool import open_pool
 from .train_clip import save_atomically
 
+CHANNELS = (32, 64, 96, 96)  # 3.5 million numbers
+HEAD_WIDTH = 32  # channels of an attention head
 GRIDS = (2, 3, 4, 8)  # cells a side of the grid masks
 
 
-def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A text-to-image U-Net with the mask and the masked latent as further input channels, which start without effect.
+def nine_channels(unet: UNet2DConditionModel, channels: Sequence[int] | None = None, seed: int = 0) -> UNet2DConditionModel:
+    """The inpainting twin of a text-to-image U-Net: the mask and the masked latent are further input channels, which start without effect.
+
+    Args:
+        channels: block_out_channels; None: those of `unet`, and the twin then starts as the same function. seed: of the weights that have
+            no counterpart of the same name and shape.
 
     Example:
         >>> small = UNet2DConditionModel(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
         ...     norm_num_groups=8, cross_attention_dim=8, attention_head_dim=8)
-        >>> widen(small).config.in_channels
-        9
+        >>> nine_channels(small).config.in_channels, nine_channels(small, (16,)).config.block_out_channels
+        (9, (16,))
     """
     latent = unet.config.in_channels
     config = {k: v for k, v in unet.config.items() if k != "_use_default_values"}  # with it, from_config puts defaults back
-    wide = UNet2DConditionModel.from_config(config | {"in_channels": 2 * latent + 1})
-    state = dict(unet.state_dict())
-    weight = state["conv_in.weight"]
-    state["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), latent + 1, *weight.shape[2:])], dim=1)
-    wide.load_state_dict(state)
-    return wide
+    config |= {"in_channels": 2 * latent + 1}
+    if channels is not None:
+        config |= {"block_out_channels": tuple(channels), "attention_head_dim": tuple(max(1, c // HEAD_WIDTH) for c in channels)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin = UNet2DConditionModel.from_config(config)
+    state, source = twin.state_dict(), dict(unet.state_dict())
+    weight = source["conv_in.weight"]
+    source["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), latent + 1, *weight.shape[2:])], dim=1)
+    twin.load_state_dict({k: source[k] if k in source and source[k].shape == v.shape else v for k, v in state.items()})
+    return twin
 
 
 def random_mask(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -151,16 +164,16 @@ class Batches:
         return z, eps, t, m_z, z_masked.float(), text
 
 
-def load_start(mini: Path, device: str) -> Inpainting:
-    """The miniature with its text-to-image U-Net widened to nine channels."""
+def load_start(mini: Path, device: str, channels: Sequence[int] | None = CHANNELS) -> Inpainting:
+    """The miniature with the inpainting twin of its text-to-image U-Net, see `nine_channels`."""
     d = load_diffusion(mini / "diffusion", load_clip(mini / "clip"), device)
-    return Inpainting(d.tokenizer, d.text_encoder, d.vae, widen(d.unet).to(device), d.scheduler, d.image_size)
+    return Inpainting(d.tokenizer, d.text_encoder, d.vae, nine_channels(d.unet, channels).to(device), d.scheduler, d.image_size)
 
 
 def export(training: Path, mini: Path) -> Path:
     """Write the moving average of a training to ``mini``/diffusion/unet_inpainting, float16."""
-    state = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")["average"]
-    unet = widen(load_diffusion(mini / "diffusion", load_clip(mini / "clip")).unet)
+    saved = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")
+    state, unet = saved["average"], load_start(mini, "cpu", saved["channels"]).unet
     unet.load_state_dict(state)
     out = mini / "diffusion" / OWN_UNET
     unet.save_config(out)
@@ -194,6 +207,7 @@ def main() -> None:
     parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/ and diffusion/")
     parser.add_argument("--export", action="store_true", help="write the trained U-Net into --mini and stop")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS), help="width of the U-Net's levels")
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
     args = parser.parse_args()
     if args.threads:
@@ -205,15 +219,18 @@ def main() -> None:
         raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = load_start(args.mini, args.device)
+    checkpoint = args.out / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True, map_location=args.device) if checkpoint.exists() else None
+    if state and state["channels"] != args.channels:
+        raise FsadError(f"{checkpoint} holds a U-Net of the channels {state['channels']}, asked for are {args.channels}; give another --out.")
+    model = load_start(args.mini, args.device, args.channels)
     model.amp = torch.bfloat16 if args.amp == "bfloat16" else None
     batches = Batches(args.pool, args.out, model, args.chunks, args.batch)
     unet = model.unet.train().requires_grad_(True)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
-    step, checkpoint = 0, args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+    step = 0
+    if state:
         unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     start, first, total, summed = time.time(), step, 0.0, 0
@@ -237,7 +254,8 @@ def main() -> None:
             row = {"step": step, "loss": round(total / summed, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}
             total, summed = 0.0, 0
             if step % args.every == 0 or last:
-                save_atomically({"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
+                state = {"model": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step, "channels": args.channels}
+                save_atomically(state, checkpoint)
             with (args.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)

@@ -1,0 +1,515 @@
+"""AnomalySD's three stages, as the notebooks call them: personalize, synthesize, evaluate.
+
+One run covers every category of a data set (category "all"): one model for (data set, shots, seed). Each stage takes its
+:class:`fsad_lib.runs.Run`, returns what it made, and keeps every product the moment it is finished, so that a repeated call loads what is
+there and an interrupted one goes on: training at its last checkpoint, judging at the image where it stopped.
+
+=================  ================================================================================================
+11_personalize     unet.safetensors, decoder.safetensors (the fine-tuned weights), trace_unet.csv, trace_decoder.csv
+21_synthesize      twins.npz: a few test images, their masks, normal twins and differences
+41_evaluate        predictions.parquet, maps.npz, rows.json
+=================  ================================================================================================
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fsad_lib import datasets
+from fsad_lib.anomalysd.detector import AnomalySD, Category, Settings
+from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, finetune_unet
+from fsad_lib.anomalysd.masks import foreground
+from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_prompts
+from fsad_lib.anomalysd.score import fuse, image_score
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
+from fsad_lib.foundation.perceptual import Lpips, load_lpips
+from fsad_lib.metrics import image_metrics, pixel_metrics
+from fsad_lib.profiles import missing_checkpoints, parse_overrides, sections
+from fsad_lib.runs import Run, open_run, replacing, write_json
+
+__all__ = [
+    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "metric_rows", "personalize",
+    "synthesize", "tuned_run",
+]  # fmt: skip
+
+TRAINING = (
+    "prompt_levels", "parts", "foreground", "area", "steps_unet", "lr_unet", "steps_decoder", "lr_decoder", "beta", "train_batch_size",
+    "gradient_checkpointing", "precision",
+)  # fmt: skip
+"""The hyper-parameters that fine-tuning depends on; runs that differ in others share their fine-tuned model."""
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""The weights of S_pg whose effect every run measures."""
+
+MAP_SIZE = 256  # pixel metrics are taken at this side at most
+KEPT_SIZE = 64  # side of the maps that are kept for pictures
+PICTURE_SIZE = 128  # side of the pictures that are kept of the twins, at most
+EXAMPLES = 4  # categories of which stage 21 shows a good and a defective test image
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """x (N, 3, H, W) the shots of all categories; paths, category of each; foreground (N, 1, H, W) bool; prompts category -> level ->
+    sentence; trace_unet (step, loss) and trace_decoder (step, mse, perceptual, loss)."""
+
+    x: Tensor
+    paths: list[str]
+    category: list[str]
+    foreground: Tensor
+    prompts: dict[str, dict[str, str]]
+    trace_unet: pd.DataFrame
+    trace_decoder: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """n test images x (n, 3, H, W) with path, category, label; their passes k (n, P), cells (n, P), masks m (n, P, H, W); twins x_hat
+    (n, P, 3, H, W) and differences d (n, P, H, W); decoded (n, 3, H, W), the autoencoder alone; maps "S<k>", "s_ms", "s_pg", "map" ->
+    (n, H, W). H = W is at most 128."""
+
+    x: Tensor
+    path: list[str]
+    category: list[str]
+    label: list[int]
+    k: np.ndarray
+    cells: np.ndarray
+    m: np.ndarray
+    x_hat: Tensor
+    d: np.ndarray
+    decoded: Tensor
+    maps: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """predictions one row for each image, method and part (path, category, label, defect, seen, treated_as, method, part, score); rows the
+    metrics of each category, for ``run.finish({"rows": rows})``; maps S_map (N, 64, 64) float32 in the order of paths."""
+
+    predictions: pd.DataFrame
+    rows: list[dict[str, Any]]
+    maps: np.ndarray
+    paths: list[str]
+
+
+# -------------------------------------------------------------------- models
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=2)
+def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
+    from fsad_lib.foundation.clip import load_clip
+
+    return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
+
+
+def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
+    """The inpainting model and the perceptual distance of a profile, on the GPU if there is one; anew at each call, since fine-tuning
+    changes the model in place."""
+    missing_checkpoints(profile, sections("anomalysd"))
+    folder, device = profile.path("inpainting"), _device()
+    shared = not (folder / "text_encoder").is_dir()
+    clip = _clip(str(profile.path("clip")), profile.clip.architecture, device) if shared else None
+    model = load_inpainting(folder, clip, device, profile.inpainting.image_size)
+    model.amp = torch.bfloat16 if profile.anomalysd.precision == "bfloat16" else None
+    return model, load_lpips(profile.path("perceptual"), device)
+
+
+def tuned_run(run: Run) -> Run:
+    """The stage 11 run that keeps the model which a run uses: that of the same values of :data:`TRAINING`, whatever else is overridden."""
+    if not run.overrides:
+        return run.upstream("11_personalize")
+    matter = {
+        key: value for key, value in parse_overrides(run.overrides).items()
+        if not key.startswith("anomalysd.") or key.removeprefix("anomalysd.") in TRAINING
+    }  # fmt: skip
+    auto = run.tag.startswith("set-")  # a tag that only the overrides made
+    return open_run(
+        "11_personalize", run.method, profile=run.profile.name, data_root=run.data_root, tag="" if auto else run.tag,
+        overrides=",".join(f"{key}={json.dumps(value)}" for key, value in matter.items()),
+        **{name: run.identity[name] for name in ("dataset", "category", "shots", "seed")},
+    )  # fmt: skip
+
+
+def _report(label: str) -> Callable[..., None] | None:
+    """A counter on the terminal; None where there is none (logs and notebooks stay quiet)."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int, *_: object) -> None:
+        print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+# -------------------------------------------------------------------- stage 1
+def personalize(run: Run) -> Personalized:
+    """Fine-tune one model on the shots of all categories: the U-Net to repaint, then the decoder to draw sharply.
+
+    Args:
+        run: a run of stage "11_personalize"; its profile's section ``anomalysd`` holds all hyper-parameters. Products lie in the folder
+            of :func:`tuned_run`.
+    """
+    run = tuned_run(run)
+    a = run.profile.anomalysd
+    run.check_inputs()
+    shots = [(name, path) for name in run.categories for path in run.shot_paths(name)]
+    names, paths = [name for name, _ in shots], [path for _, path in shots]
+    x = datasets.read_images(paths, run.profile.inpainting.image_size)
+    where = foreground(x) if a.foreground else torch.ones_like(x[:, :1], dtype=torch.bool)
+    prompts = {name: hierarchy(run.dataset, name, parts=dict(a.parts)) for name in run.categories}
+    if not run.has("unet.safetensors", "trace_unet.csv"):
+        model, _ = load_models(run.profile)
+        trace = finetune_unet(
+            model, x, [training_prompts(prompts[name], a.prompt_levels) for name in names], where, steps=a.steps_unet, lr=a.lr_unet,
+            batch_size=a.train_batch_size, area=a.area, seed=run.seed, gradient_checkpointing=a.gradient_checkpointing,
+            checkpoint=run.scratch("unet.pt"), progress=_report("fine-tune the U-Net"),
+        )  # fmt: skip
+        _keep(run, "unet", trace, model.unet.state_dict())
+    if not run.has("decoder.safetensors", "trace_decoder.csv"):
+        model, lpips = load_models(run.profile)
+        trace = finetune_decoder(
+            model, x, lpips, beta=a.beta, steps=a.steps_decoder, lr=a.lr_decoder, batch_size=a.train_batch_size, seed=run.seed,
+            gradient_checkpointing=a.gradient_checkpointing, checkpoint=run.scratch("decoder.pt"),
+            progress=_report("fine-tune the decoder"),
+        )  # fmt: skip
+        _keep(run, "decoder", trace, {str(i): p for i, p in enumerate(decoder_parameters(model.vae))})
+    traces = [pd.read_csv(run.product_path(f"trace_{part}.csv")) for part in ("unet", "decoder")]
+    return Personalized(x, paths, names, where, prompts, *traces)
+
+
+def _keep(run: Run, part: str, trace: pd.DataFrame, state: dict[str, Tensor]) -> None:
+    """Trace and weights as products, the weights in the profile's precision."""
+    dtype = getattr(torch, run.profile.anomalysd.precision)
+    with run.writing(f"trace_{part}.csv") as path:
+        trace.to_csv(path, index=False)
+    with run.writing(f"{part}.safetensors") as path:
+        save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}, path)
+
+
+def _tuned(run: Run) -> tuple[Inpainting, Lpips]:
+    """The fine-tuned model of a later stage's run, fine-tuned now if it has not been."""
+    personalize(run)
+    source = tuned_run(run)
+    model, lpips = load_models(run.profile)
+    model.unet.load_state_dict({k: v.float() for k, v in load_file(source.product_path("unet.safetensors")).items()})
+    decoder = load_file(source.product_path("decoder.safetensors"))
+    with torch.no_grad():
+        for i, p in enumerate(decoder_parameters(model.vae)):
+            p.copy_(decoder[str(i)])
+    return model, lpips
+
+
+def build_detector(run: Run, **changes: Any) -> AnomalySD:
+    """The detector of a run of stage 21 or 41: fine-tuned model, prompts and normal patches of every category.
+
+    Args:
+        changes: replace values of :class:`fsad_lib.anomalysd.detector.Settings`.
+    """
+    from fsad_lib.foundation.backbones import load_backbone
+    from fsad_lib.patch_memory import PatchMemory
+
+    p, a = run.profile, run.profile.anomalysd
+    model, lpips = _tuned(run)
+    backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=_device())
+    categories = {}
+    for name in run.categories:
+        prompt = inference_prompt(hierarchy(run.dataset, name, parts=dict(a.parts)), a.prompt_levels)
+        x = datasets.read_images(run.shot_paths(name), model.image_size)
+        categories[name] = Category(prompt, PatchMemory(backbone).add_shots(x))
+    values = {field.name: getattr(a, field.name) for field in fields(Settings) if field.name != "seed"}
+    return AnomalySD(model, lpips, categories, Settings(**(values | {"seed": run.seed} | changes)))
+
+
+# -------------------------------------------------------------------- stage 2
+def synthesize(run: Run) -> Synthesized:
+    """Normal twins of a good and a defective test image of up to four categories, mask by mask, each pass decoded on its own.
+
+    Args:
+        run: a run of stage "21_synthesize".
+    """
+    run.check_inputs()
+    if not run.has("twins.npz"):
+        detector = build_detector(run, merged=False)
+        test = run.table().query("split == 'test'")
+        chosen = pd.concat([_sample(test[test.category == name], 2) for name in run.categories[:EXAMPLES]])
+        if chosen.empty:
+            raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
+        made = [_repainted(detector, path, name) for path, name in zip(chosen.path, chosen.category, strict=True)]
+        arrays = {key: np.stack([one[key] for one in made]) for key in made[0]}
+        with run.writing("twins.npz") as path:
+            np.savez_compressed(
+                path, path=np.array(chosen.path.tolist(), str), category=np.array(chosen.category.tolist(), str),
+                label=chosen.label.to_numpy(int), **arrays,
+            )  # fmt: skip
+    with np.load(run.product_path("twins.npz")) as file:
+        f = {name: file[name] for name in file.files}
+    maps = {name.removeprefix("map."): f[name].astype(np.float32) for name in f if name.startswith("map.")}
+    x, x_hat, decoded = (torch.from_numpy(f[name]).float().div(255) for name in ("x", "x_hat", "decoded"))
+    return Synthesized(
+        x, f["path"].tolist(), f["category"].tolist(), f["label"].tolist(), f["k"], f["cells"], f["m"], x_hat,
+        f["d"].astype(np.float32), decoded, maps,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _repainted(detector: AnomalySD, path: str, category: str) -> dict[str, np.ndarray]:
+    model = detector.model
+    x = datasets.read_images([path], model.image_size)
+    passes = detector.passes(x, category)
+    x_hat, side = detector.repaint(x, passes, category), min(PICTURE_SIZE, model.image_size)
+    x, d = x.to(x_hat), detector.difference(x.to(x_hat), x_hat)
+    scores, m = detector(x, category), torch.stack([p.m for p in passes])
+    parts = {f"S{k}": v for k, v in scores.scales.items()} | {"s_ms": scores.s_ms, "map": scores.map}
+    if scores.s_pg is not None:
+        parts["s_pg"] = scores.s_pg
+    pictures = {"x": x, "x_hat": x_hat, "decoded": model.decode(model.posterior(x)[0])}
+    return {
+        **{k: (_smaller(v, side) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().squeeze(0 if k != "x_hat" else ())
+           for k, v in pictures.items()},
+        "k": np.array([p.k for p in passes]), "cells": np.array([p.cells for p in passes], str),
+        "m": (_smaller(m[:, None].float(), side)[:, 0] > 0.5).cpu().numpy(), "d": _smaller(d[:, None], side)[:, 0].half().cpu().numpy(),
+        **{f"map.{k}": _smaller(v[:, None], side)[0, 0].half().cpu().numpy() for k, v in parts.items()},
+    }  # fmt: skip
+
+
+def _smaller(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) averaged down to at most ``side``."""
+    return x if x.shape[-1] <= side else F.interpolate(x, (side, side), mode="area")
+
+
+def _sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:
+    """``n`` test images of one category, half of them good (rounded up), in an order that depends on the files' names alone; None: all."""
+    if n is None:
+        return test
+
+    def order(path: str) -> str:
+        return hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).hexdigest()
+
+    test = test.assign(order=test["path"].map(order)).sort_values("order")
+    good = test[test["label"] == 0][: (n + 1) // 2]
+    return pd.concat([good, test[test["label"] != 0][: n - len(good)]]).drop(columns="order")
+
+
+# -------------------------------------------------------------------- stage 4
+def evaluate(run: Run) -> Evaluated:
+    """Judge the test images of every category by AnomalySD, its parts, its controls and its rivals.
+
+    ===================  =============================================================================================
+    method               what it is
+    ===================  =============================================================================================
+    anomalysd            the image score and S_map
+    scale_<k>            one scale alone, S^(k)
+    alpha_<a>            another weight of the prototype-guided map: 0 without it, 1 nothing else
+    roundtrip            control: D(x, VAE(x)), no inpainting at all
+    against_roundtrip    control: D(VAE(x), x_hat) in place of D(x, x_hat): both have gone through the decoder
+    winclip              WinCLIP+ on WinCLIP's own CLIP
+    patch_memory         nearest neighbours over the backbone's patches
+    ===================  =============================================================================================
+
+    The column ``part`` is the protocol: "given" (prompt and memory of the image's category), "unknown" (those of the category whose
+    normal patches lie nearest to the image: the same choice for every method), "shared" (rivals only: one memory of all categories, the
+    word "object").
+
+    Args:
+        run: a run of stage "41_evaluate".
+    """
+    made = ("predictions.parquet", "maps.npz", "rows.json")
+    run.check_inputs()
+    if not run.has(*made):
+        test, judge = run.table().query("split == 'test'"), _Judge(run)
+        if test.empty:
+            raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
+        found = []
+        for name in run.categories:
+            chosen = _sample(test[test.category == name], run.profile.anomalysd.test_images).reset_index(drop=True)
+            if len(chosen):
+                found.append(_category(run, judge, name, chosen))
+        with run.writing(made[0]) as path:
+            pd.concat([one[0] for one in found], ignore_index=True).to_parquet(path, index=False)
+        with run.writing(made[1]) as path:
+            paths = [p for one in found for p in one[0].drop_duplicates("path").path]
+            np.savez_compressed(path, paths=np.array(paths, str), maps=np.concatenate([one[2] for one in found]))
+        with run.writing(made[2]) as path:
+            write_json(path, [row for one in found for row in one[1]])
+    with np.load(run.product_path(made[1])) as file:
+        maps, paths = file["maps"].astype(np.float32), file["paths"].tolist()
+    rows = json.loads(run.product_path(made[2]).read_text())
+    return Evaluated(pd.read_parquet(run.product_path(made[0])), rows, maps, paths)
+
+
+class _Judge:
+    """Everything that judges an image, loaded when the first image needs it (a resumed run may need none)."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @cached_property
+    def detector(self) -> AnomalySD:
+        return build_detector(self.run)
+
+    @cached_property
+    def rivals(self) -> tuple[dict, dict, dict]:
+        """Their image sizes, WinCLIP+ and the patch memory for each category, and under "" for all of them together."""
+        from fsad_lib.foundation.backbones import load_backbone
+        from fsad_lib.patch_memory import PatchMemory
+        from fsad_lib.winclip.detector import WinCLIP
+
+        p, device = self.run.profile, _device()
+        clip = _clip(str(p.path("winclip_clip")), p.winclip_clip.architecture, device)
+        backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
+        winclip, patches = {}, {}
+        for name in ("", *self.run.categories):
+            shots = self.run.shot_paths(name or None)
+            word = datasets.class_name(self.run.dataset, name) if name else None  # None: "object"
+            winclip[name] = WinCLIP(clip, word, p.winclip.tau, p.winclip.scales)
+            winclip[name].add_shots(datasets.read_images(shots, clip.image_size))
+            patches[name] = PatchMemory(backbone).add_shots(datasets.read_images(shots, backbone.image_size))
+        return {"winclip": clip.image_size, "patch_memory": backbone.image_size}, winclip, patches
+
+    def __call__(self, path: str, category: str) -> tuple[str, dict[tuple[str, str], float], dict[tuple[str, str], Tensor]]:
+        """The category that it is taken for, (method, protocol) -> score and -> map (side, side)."""
+        found, s = self.detector, self.detector.settings
+        x = datasets.read_images([path], found.model.image_size)
+        guess = found.choose_category(x)[0]
+        scores = found(x, category, controls=True)
+        maps = {("anomalysd", "given"): scores.map} | {(name, "given"): m for name, m in scores.controls.items()}
+        maps |= {(f"scale_{k}", "given"): found.smooth(m) for k, m in scores.scales.items()}
+        if scores.s_pg is not None:
+            maps |= {(f"alpha_{a:g}", "given"): found.smooth(fuse(scores.s_ms, scores.s_pg, a)) for a in ALPHAS}
+        maps["anomalysd", "unknown"] = scores.map if guess == category else found(x, guess).map
+        value = {key: float(image_score(m, s.image_share)) for key, m in maps.items()}
+        more, rival_maps = self._rivals(path, category, guess)
+        return guess, value | more, {k: _to_side(m, self.side) for k, m in (maps | rival_maps).items()}
+
+    @torch.no_grad()
+    def _rivals(self, path: str, category: str, guess: str) -> tuple[dict, dict]:
+        from fsad_lib.winclip.detector import upsample
+        from fsad_lib.winclip.windows import extract
+
+        (sizes, winclip, patches), value, maps = self.rivals, {}, {}
+        x = {name: datasets.read_images([path], size) for name, size in sizes.items()}
+        features = extract(winclip[""].clip, x["winclip"], self.run.profile.winclip.scales)
+        near = patches[""].patches(x["patch_memory"])
+        for protocol, name in (("given", category), ("unknown", guess), ("shared", "")):
+            scores = winclip[name](features)
+            value["winclip", protocol], maps["winclip", protocol] = float(scores.image), upsample(scores.maps, self.side)
+            distance = patches[name].distances(near)
+            value["patch_memory", protocol] = float(_top(distance, patches[name].share))
+            maps["patch_memory", protocol] = patches[name].upsample(distance, self.side)
+        return value, maps
+
+    @property
+    def side(self) -> int:
+        return min(MAP_SIZE, self.run.profile.inpainting.image_size)
+
+
+def _top(distance: Tensor, share: float) -> Tensor:
+    from fsad_lib.patch_memory import top_share_mean
+
+    return top_share_mean(distance, share)
+
+
+def _to_side(m: Tensor, side: int) -> Tensor:
+    return _smaller(m[:, None].float(), side)[0, 0].cpu()
+
+
+def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]], np.ndarray]:
+    """Predictions, metric rows and small maps of one category; every image is kept the moment it is judged, the category when it is."""
+    table, done, rows_file = (run.scratch(f"done-{name}.{kind}") for kind in ("parquet", "npz", "json"))
+    if not all(path.is_file() for path in (table, done, rows_file)):
+        report, files = _report(f"evaluate {name}"), []
+        for i, path in enumerate(test["path"]):
+            files.append(run.scratch(f"image-{i:05d}-{name}.npz"))
+            if not files[-1].is_file():
+                guess, value, maps = judge(path, name)
+                keys = ["/".join(key) for key in maps]
+                with replacing(files[-1]) as temporary:
+                    np.savez(temporary, keys=np.array(keys, str), scores=np.array([value[k] for k in maps]), guess=np.array(guess),
+                             maps=torch.stack(list(maps.values())).numpy())  # fmt: skip
+            if report:
+                report(i + 1, len(test))
+        predictions, rows, small = _measure(run, name, test, files)
+        with replacing(table) as temporary:
+            predictions.to_parquet(temporary, index=False)
+        with replacing(done) as temporary:
+            np.savez_compressed(temporary, maps=small)
+        write_json(rows_file, rows)
+        for file in files:
+            file.unlink()
+    with np.load(done) as file:
+        return pd.read_parquet(table), json.loads(rows_file.read_text()), file["maps"]
+
+
+def _measure(
+    run: Run, name: str, test: pd.DataFrame, files: Sequence[Path]
+) -> tuple[pd.DataFrame, list[dict[str, Any]], np.ndarray]:
+    one = []
+    for path in files:
+        with np.load(path) as file:
+            one.append({key: file[key] for key in file.files})
+    keys = [tuple(key.split("/")) for key in one[0]["keys"].tolist()]
+    seen = pd.Series(True, test.index)
+    if run.dataset.startswith("minifab"):
+        from fsad_lib.datasets.minifab import UNSEEN
+
+        seen = ~test["defect"].isin(UNSEEN)
+    base = test[["path", "category", "label", "defect"]].assign(seen=seen, treated_as=[str(r["guess"]) for r in one])
+    predictions = pd.concat(
+        [base.assign(method=m, part=part, score=[float(r["scores"][i]) for r in one]) for i, (m, part) in enumerate(keys)],
+        ignore_index=True,
+    )
+    pixel = {}
+    if datasets.has_masks(test) and (test["label"] == 0).any():
+        masks = datasets.read_masks(test, one[0]["maps"].shape[-1])
+        for i, key in enumerate(keys):
+            pixel[key] = pixel_metrics(masks, np.stack([r["maps"][i] for r in one]), test["path"].tolist())
+    small = torch.from_numpy(np.stack([r["maps"][keys.index(("anomalysd", "given"))] for r in one]))
+    small = _smaller(small[:, None], KEPT_SIZE)[:, 0].half().numpy()
+    return predictions, metric_rows(predictions, name, pixel, run.dataset.startswith("minifab")), small
+
+
+def metric_rows(
+    predictions: pd.DataFrame, category: str, pixel: dict[tuple[str, str], dict[str, float]] | None = None, groups: bool = True
+) -> list[dict[str, Any]]:
+    """Metrics of one category for each method and protocol: all images, and with ``groups`` seen and unseen kinds of defect apart.
+
+    The groups share the normal images. Unlabelled images are left out; a group without both classes has no row.
+
+    Args:
+        predictions: the columns method, part, path, label, seen, score.
+        pixel: (method, part) -> pixel metrics, added to the row of group "all".
+
+    Returns:
+        rows with category, method, part, group, n, image_auroc, image_ap, image_f1max and, where given, pixel_auroc, aupro.
+
+    Example:
+        >>> table = pd.DataFrame({"path": list("abc"), "label": [0, 1, 1], "seen": [True, True, False], "score": [0.1, 0.9, 0.0]})
+        >>> rows = metric_rows(table.assign(method="anomalysd", part="given"), "gear")
+        >>> [(r["group"], r["n"], r["image_auroc"]) for r in rows]
+        [('all', 3, 0.5), ('seen', 2, 1.0), ('unseen', 2, 0.0)]
+    """
+    rows = []
+    for (method, part), table in predictions[predictions["label"] >= 0].groupby(["method", "part"], sort=False):
+        for group in ("all", "seen", "unseen") if groups else ("all",):
+            chosen = table[table["label"].eq(0) | (group == "all") | (table["seen"] == (group == "seen"))]
+            if chosen["label"].nunique() < 2:
+                continue
+            values = image_metrics(chosen["label"].to_numpy(), chosen["score"].to_numpy(), chosen["path"].tolist())
+            more = (pixel or {}).get((method, part), {}) if group == "all" else {}
+            row = {"category": category, "method": method, "part": part, "group": group, "n": len(chosen)}
+            rows.append(row | values | more)
+    return rows

@@ -1,0 +1,260 @@
+"""AnomalySD's stages end to end on tiny random models: one model for two categories, products, resumption, protocols."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_inpainting as tiny
+import tiny_models
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fsad_lib import runs
+from fsad_lib.anomalysd import stages
+from fsad_lib.datasets import read_images, read_masks
+from fsad_lib.errors import FsadError
+from fsad_lib.metrics import image_metrics, pixel_metrics
+
+OVERRIDES = (
+    "inpainting.image_size=32,backbone.image_size=64,anomalysd.steps_unet=3,anomalysd.steps_decoder=2,anomalysd.train_batch_size=2,"
+    "anomalysd.scales=[1,2],anomalysd.num_inference_steps=5,anomalysd.perceptual_size=null"
+)
+COLOURS = {"gear": 100, "nut": 200}
+
+
+def write_part(path, value, damaged, seed):
+    pixels = np.random.default_rng(seed).integers(value - 10, value + 10, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    if damaged:
+        mask[8:18, 8:18] = 255
+        pixels[mask > 0] = 250 - value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return mask
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    mini, model = root / "data/models/mini", tiny.model()
+    tiny_models.save_clip(mini / "clip", tiny_models.open_clip_model())
+    model.unet.save_pretrained(mini / "diffusion/unet_inpainting")
+    model.vae.save_pretrained(mini / "diffusion/vae")
+    model.scheduler.save_pretrained(mini / "diffusion/scheduler")
+    (mini / "diffusion/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (mini / "lpips").mkdir()
+    save_file({k: v.contiguous() for k, v in tiny.lpips().state_dict().items()}, mini / "lpips/lpips_alex.safetensors")
+    for offset, (name, value) in enumerate(COLOURS.items()):
+        part = root / "parts" / name
+        for i in range(3):
+            write_part(part / f"train/good/{i}.png", value, False, 100 * offset + i)
+        for i in range(2):
+            write_part(part / f"test/good/{i}.png", value, False, 100 * offset + 10 + i)
+            mask = write_part(part / f"test/hole/{i}.png", value, True, 100 * offset + 20 + i)
+            (part / "ground_truth/hole").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(part / f"ground_truth/hole/{i}_mask.png")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FSAD_HOME", str(root))
+    stages._clip.cache_clear(), runs.forget_inputs()
+    yield root
+    patch.undo()
+    stages._clip.cache_clear(), runs.forget_inputs()
+
+
+def open_run(project, stage, seed=0, shots=2, more="", category="all"):
+    return runs.open_run(
+        stage, "anomalysd", profile="mini", dataset="folder", category=category, shots=shots, seed=seed,
+        data_root=str(project / "parts"), overrides=OVERRIDES + more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluated(project):
+    """The last stage makes the first one."""
+    return stages.evaluate(open_run(project, "41_evaluate"))
+
+
+def test_one_model_for_all_categories(project, evaluated):
+    run = stages.tuned_run(open_run(project, "11_personalize"))
+    assert run.has("unet.safetensors", "decoder.safetensors", "trace_unet.csv", "trace_decoder.csv")
+    made = stages.personalize(run)
+    assert made.category == ["gear", "gear", "nut", "nut"] and made.x.shape == (4, 3, 32, 32)
+    assert made.foreground.dtype == torch.bool and made.foreground.shape == (4, 1, 32, 32)
+    assert made.prompts["nut"]["object"] == "A perfect nut."
+    assert len(made.trace_unet) == 3 and made.trace_decoder.columns.tolist() == ["step", "mse", "perceptual", "loss"]
+    before = tiny.model().unet.state_dict()
+    after = load_file(run.product_path("unet.safetensors"))
+    assert set(after) == set(before) and any(not torch.equal(after[k], before[k]) for k in before)
+
+
+def test_shots_are_those_of_a_run_of_one_category(project):
+    whole = open_run(project, "11_personalize")
+    for name in COLOURS:
+        single = runs.open_run("10_personalize", "adp", profile="mini", dataset="folder", category=name, shots=2, seed=0, data_root=whole.data_root)
+        assert whole.shot_paths(name) == single.shot_paths()
+    assert whole.shot_paths() == whole.shot_paths("gear") + whole.shot_paths("nut")
+
+
+def test_predictions_and_rows_of_every_category_and_protocol(evaluated):
+    p = evaluated.predictions
+    assert p.columns.tolist() == ["path", "category", "label", "defect", "seen", "treated_as", "method", "part", "score"]
+    alphas = {f"alpha_{a:g}" for a in stages.ALPHAS}
+    expected = {(m, "given") for m in {"anomalysd", "scale_1", "scale_2", "roundtrip", "against_roundtrip"} | alphas}
+    expected |= {("anomalysd", "unknown")} | {(m, part) for m in ("winclip", "patch_memory") for part in ("given", "unknown", "shared")}
+    assert set(zip(p.method, p.part, strict=True)) == expected
+    assert (p.groupby(["method", "part"]).size() == 8).all() and np.isfinite(p.score).all()
+    assert {(r["category"], r["method"], r["part"]) for r in evaluated.rows} == {(c, m, part) for c in COLOURS for m, part in expected}
+    for row in evaluated.rows:
+        chosen = p[(p.method == row["method"]) & (p.part == row["part"]) & (p.category == row["category"])]
+        assert row["n"] == 4 and all(row[k] == v for k, v in image_metrics(chosen.label, chosen.score).items())
+        assert {"pixel_auroc", "aupro"} <= set(row)
+    assert evaluated.maps.shape == (8, 32, 32) and len(evaluated.paths) == 8
+    good = p[p.label == 0]
+    assert good.treated_as.eq(good.category).all(), "good grey and light parts are told apart"
+
+
+def test_scores_are_the_detectors(project, evaluated):
+    run = open_run(project, "41_evaluate")
+    detector = stages.build_detector(run)
+    p = evaluated.predictions
+    for name in COLOURS:
+        rows = p[(p.category == name) & (p.part == "given")]
+        paths = rows[rows.method == "anomalysd"].path.tolist()
+        scores = detector(read_images(paths, 32), name, controls=True)
+        assert rows[rows.method == "anomalysd"].score.tolist() == scores.image.tolist()
+        against = scores.controls["against_roundtrip"].flatten(1).amax(1)
+        assert rows[rows.method == "against_roundtrip"].score.tolist() == against.tolist()
+        unknown = p[(p.category == name) & (p.part == "unknown") & (p.method == "anomalysd")]
+        assert unknown.treated_as.tolist() == detector.choose_category(read_images(paths, 32))
+        assert unknown.score.tolist() == detector(read_images(paths, 32)).image.tolist()
+        # alpha 0: the scales alone, smoothed
+        assert rows[rows.method == "alpha_0"].score.tolist() == pytest.approx(detector.smooth(scores.s_ms).flatten(1).amax(1).tolist())
+        test = run.table().set_index("path").loc[paths].reset_index()
+        row = next(r for r in evaluated.rows if (r["category"], r["method"], r["part"]) == (name, "anomalysd", "given"))
+        assert row["pixel_auroc"] == pytest.approx(pixel_metrics(read_masks(test, 32), scores.map, paths)["pixel_auroc"])
+
+
+def test_a_finished_stage_needs_no_model(project, evaluated, monkeypatch):
+    monkeypatch.setattr(stages, "load_models", lambda profile: pytest.fail("a finished stage needs no model"))
+    again = stages.evaluate(open_run(project, "41_evaluate"))
+    pd.testing.assert_frame_equal(again.predictions, evaluated.predictions)
+    assert again.rows == evaluated.rows and np.array_equal(again.maps, evaluated.maps)
+
+
+def test_a_killed_evaluation_goes_on_at_its_image_with_the_same_scores(project, evaluated, monkeypatch):
+    run, judged = open_run(project, "41_evaluate"), []
+    for name in ("predictions.parquet", "maps.npz", "rows.json"):
+        run.product_path(name).unlink()
+    run.sweep(partial=True)
+    original = stages._Judge.__call__
+
+    def judge(self, path, category):
+        if stop and len(judged) == 5:
+            raise KeyboardInterrupt
+        judged.append(path)
+        return original(self, path, category)
+
+    monkeypatch.setattr(stages._Judge, "__call__", judge)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        stages.evaluate(run)
+    assert not run.has("predictions.parquet")
+    stop = False
+    again = stages.evaluate(open_run(project, "41_evaluate"))
+    assert len(judged) == len(set(judged)) == 8, "no image is judged twice"
+    pd.testing.assert_frame_equal(again.predictions, evaluated.predictions)
+    assert again.rows == evaluated.rows
+
+
+def test_interrupted_fine_tuning_ends_with_the_same_weights(project, monkeypatch):
+    whole = stages.tuned_run(open_run(project, "11_personalize", seed=1))
+    stages.personalize(whole)
+    expected = [load_file(whole.product_path(f"{part}.safetensors")) for part in ("unet", "decoder")]
+    for path in whole.path.glob("*"):
+        path.unlink() if path.is_file() else None
+    whole.sweep(partial=True)
+
+    def fail(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "finetune_decoder", fail)
+        with pytest.raises(KeyboardInterrupt):
+            stages.personalize(whole)
+    assert whole.has("unet.safetensors") and not whole.has("decoder.safetensors")
+    monkeypatch.setattr(stages, "finetune_unet", fail)
+    stages.personalize(whole)
+    got = [load_file(whole.product_path(f"{part}.safetensors")) for part in ("unet", "decoder")]
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(got, expected, strict=True) for k in b)
+
+
+def test_runs_that_differ_in_inference_share_their_model(project):
+    plain = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=str(project / "parts"))
+    later = runs.open_run(
+        "41_evaluate", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=plain.data_root,
+        overrides="anomalysd.strength=0.6,anomalysd.scales=[2]",
+    )  # fmt: skip
+    assert stages.tuned_run(later).path == plain.path and stages.tuned_run(later).fingerprint == plain.fingerprint
+    trained = runs.open_run(
+        "41_evaluate", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=plain.data_root,
+        overrides="anomalysd.strength=0.6,anomalysd.prompt_levels=[object],anomalysd.beta=0.5",
+    )  # fmt: skip
+    source = stages.tuned_run(trained)
+    assert source.path != plain.path and source.profile.anomalysd.strength == plain.profile.anomalysd.strength
+    assert source.profile.anomalysd.prompt_levels == ("object",) and source.profile.anomalysd.beta == 0.5
+
+
+def test_twins_mask_by_mask(project, evaluated):
+    made = stages.synthesize(open_run(project, "21_synthesize"))
+    assert made.category == ["gear", "gear", "nut", "nut"] and made.label == [0, 1, 0, 1]
+    assert made.x.shape == (4, 3, 32, 32) and made.x_hat.shape == (4, 6, 3, 32, 32) and made.k.tolist()[0] == [1, 2, 2, 2, 2, 0]
+    outside = ~torch.from_numpy(made.m)[:, :, None].expand_as(made.x_hat)
+    assert torch.equal(made.x_hat[outside], made.x[:, None].expand_as(made.x_hat)[outside])
+    assert set(made.maps) == {"S1", "S2", "s_ms", "s_pg", "map"} and made.maps["map"].shape == (4, 32, 32)
+    assert made.d.shape == (4, 6, 32, 32) and made.decoded.shape == made.x.shape
+
+
+def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):
+    run = open_run(project, "41_evaluate", more=",anomalysd.test_images=2")
+    result = stages.evaluate(run)
+    assert len(result.paths) == 4 and result.predictions.drop_duplicates("path").label.tolist() == [0, 1, 0, 1]
+    assert run.tag.startswith("set-"), "a sample never stands where a whole evaluation does"
+    table = pd.DataFrame({"path": [f"/a/x/test/good/{i}.png" for i in range(9)], "label": 0})
+    moved = table.assign(path=table.path.str.replace("/a/x", "/elsewhere"))
+    names = [[path.rsplit("/", 1)[1] for path in stages._sample(t, 4).path] for t in (table, moved)]
+    assert names[0] == names[1] and len(names[0]) == 2
+
+
+def test_one_category_alone_is_a_run_too(project):
+    run = open_run(project, "11_personalize", category="gear")
+    assert run.categories == ["gear"] and len(run.shot_paths()) == 2
+    with pytest.raises(FsadError, match="no.* 'all'|unknown|all"):
+        runs.open_run("10_personalize", "adp", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=run.data_root).table()
+
+
+def test_neither_methods_models_enter_the_others_fingerprint(project):
+    def ingredients(method):
+        stage = {"adp": "10_personalize", "anomalysd": "11_personalize"}[method]
+        return runs.open_run(stage, method, profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts")).ingredients["models"]
+
+    before = {method: ingredients(method) for method in ("adp", "anomalysd")}
+    extra = project / "data/models/mini/diffusion/unet_inpainting/extra.json"
+    extra.write_text("{}")
+    runs.forget_inputs()
+    assert ingredients("adp") == before["adp"] and ingredients("anomalysd") != before["anomalysd"]
+    extra.unlink()
+    other = project / "data/models/mini/diffusion/unet/extra.json"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("{}")
+    runs.forget_inputs()
+    assert ingredients("adp") != before["adp"] and ingredients("anomalysd") == before["anomalysd"]
+    other.unlink(), other.parent.rmdir()
+    runs.forget_inputs()
+
+
+def test_missing_models_are_named_before_anything_starts(project):
+    run = open_run(project, "11_personalize", more=",perceptual.checkpoint=nowhere", seed=3)
+    with pytest.raises(FsadError, match="nowhere"):
+        stages.personalize(run)
+    with pytest.raises(FsadError, match="shots"):
+        stages.personalize(open_run(project, "11_personalize", shots=9))
