@@ -176,16 +176,71 @@ def aupro(masks, maps, limit: float = FPR_LIMIT) -> float:
         size = np.bincount(parts.ravel(), minlength=n + 1).astype(float)
         weight[i] = np.where(parts > 0, 1 / size[parts], 0)
         regions += n
-    order = np.argsort(-maps.ravel())  # ties in any order: they enter together
-    sorted_scores = maps.ravel()[order]
+    return _overlap_area(maps.ravel(), weight.ravel() / regions, ~masks.ravel(), limit)
+
+
+def _overlap_area(score: np.ndarray, weight: np.ndarray, normal: np.ndarray, limit: float) -> float:
+    """Area below the curve of sum(weight above t) against share(normal above t) up to `limit`, divided by it."""
+    order = np.argsort(-score)  # ties in any order: they enter together
+    sorted_scores = score[order]
     last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)
-    normal = ~masks.ravel()[order]
-    fpr = np.concatenate(([0.0], np.cumsum(normal)[last] / normal.sum()))
-    pro = np.concatenate(([0.0], np.cumsum(weight.ravel()[order])[last] / regions)).clip(max=1)
+    fpr = np.concatenate(([0.0], np.cumsum(normal[order])[last] / normal.sum()))
+    pro = np.concatenate(([0.0], np.cumsum(weight[order])[last])).clip(max=1)
     inside = fpr <= limit
     at_limit = np.interp(limit, fpr[inside.sum() - 1 :], pro[inside.sum() - 1 :])
     x, y = np.append(fpr[inside], limit), np.append(pro[inside], at_limit)
     return float(np.trapezoid(y, x) / limit)
+
+
+def au_spro(regions, maps, limit: float = 0.05) -> float:
+    """Area under the saturated per-region overlap curve (Bergmann et al. 2022) up to a false positive rate of `limit`, divided
+    by `limit`; the paper integrates to 0.05.
+
+    A logical defect is found in full when `saturation` of its pixels are: sPRO of a region is
+    min(pixels above the threshold / saturation, 1). Hence only the `saturation` highest scores of a region count.
+
+    Args:
+        regions: N lists, of image i the defects as (mask (H, W) bool, saturation in pixels, ...), as
+            `fsad_lib.datasets.mvtec_loco.regions` reads them; an empty list for a good image.
+        maps: N maps (H, W) float, each at its masks' size; images may differ in size.
+
+    >>> m = np.zeros((4, 4), bool); m[:2] = True
+    >>> score = np.where(np.arange(16).reshape(4, 4) < 4, 1.0, 0.0)  # half of the defect is found
+    >>> au_spro([[(m, 4)]], [score]), au_spro([[(m, 8)]], [score]) < 0.6
+    (1.0, True)
+
+    Raises:
+        FsadError: no region at all, no normal pixel, shapes that differ, or a score that is not finite.
+    """
+    if not 0 < limit <= 1:
+        raise FsadError(f"false positive rate limit {limit} found; expected a number in (0, 1]")
+    total = sum(len(r) for r in regions)
+    if len(regions) != len(maps) or not total:
+        raise FsadError(f"{len(regions)} images with {total} regions and {len(maps)} maps found; expected a map each and a region")
+    scores, weights, normals = [], [], []
+    for i, (found, score) in enumerate(zip(regions, maps)):
+        score = _numpy(score, np.float64)
+        weight, defective = np.zeros(score.shape), np.zeros(score.shape, bool)
+        if not np.isfinite(score).all():
+            raise FsadError(f"map number {i} is not finite; the detector diverged there")
+        for m, saturation, *_ in found:
+            m = _numpy(m).astype(bool)
+            if m.shape != score.shape or not 1 <= saturation <= m.sum():
+                raise FsadError(
+                    f"map number {i} is {score.shape}, its mask {m.shape} of {int(m.sum())} pixels with saturation {saturation}; "
+                    "expected one size, and a saturation from 1 to the area"
+                )
+            # The region's highest scores; where the last of them is tied, those pixels enter together and share what is left.
+            inside = score[m]
+            at = np.partition(inside, -saturation)[-saturation]
+            share = (saturation - (inside > at).sum()) / (inside == at).sum()
+            weight[m] += np.where(inside > at, 1.0, np.where(inside == at, share, 0.0)) / (saturation * total)
+            defective |= m
+        scores.append(score.ravel()), weights.append(weight.ravel()), normals.append(~defective.ravel())
+    normal = np.concatenate(normals)
+    if not normal.any():
+        raise FsadError("no normal pixel found; expected some, or there is no false positive rate")
+    return _overlap_area(np.concatenate(scores), np.concatenate(weights), normal, limit)
 
 
 def bootstrap_mean(

@@ -372,14 +372,15 @@ def stage_entry(stage: str, method: str) -> str:
 @lru_cache(maxsize=64)
 def _table(root: Path, dataset: str, category: str, data_root: str):
     from fsad_lib import datasets
+    from fsad_lib.datasets.images import mask_files
 
     table = datasets.load(dataset, category, data_root or None)
     files = [Path(p) for p in table["path"]]
-    masks = [Path(p) if isinstance(p, str) else None for p in table["mask_path"]]
-    mask_hashes = iter(file_hashes([m for m in masks if m is not None]))
+    masks = [mask_files(p) if isinstance(p, str) else [] for p in table["mask_path"]]
+    mask_hashes = iter(file_hashes([m for group in masks for m in group]))
     rows = zip(
         file_hashes(files),
-        [next(mask_hashes) if m is not None else "" for m in masks],
+        ["+".join(next(mask_hashes) for _ in group) for group in masks],
         table["split"].astype(str),
         table["label"].astype(int),
         table["defect"].astype(str),

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import mvtec_tree, picture, visa_tree
+from test_datasets import btad_tree, loco_tree, mvtec_tree, picture, visa_tree
 
-from fsad_lib.datasets import mvtec_ad, visa
+from fsad_lib.datasets import btad, mvtec_ad, mvtec_loco, visa
 from fsad_lib.datasets.check import check
 
 
@@ -156,3 +156,37 @@ def test_visa_without_its_split(tmp_path, name):
     for c in ("candle", "cashew", name):
         picture(tmp_path / c / "Data/Images/Normal/0.JPG")
     assert found(check(tmp_path), "error", "1-class split")
+
+
+def test_loco(tmp_path, monkeypatch):
+    monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    monkeypatch.setitem(mvtec_loco.VALIDATION, "pushpins", 1)
+    base = loco_tree(tmp_path) / "pushpins"
+    report = check(tmp_path)
+    assert report.kind == "MVTec LOCO AD" and report.ok and report.rows == [("pushpins", 4, 2, 5, 0, 5)]
+    assert found(report, "warning", "4 of 5 categories are missing") and len(found(report, "warning", "")) == 1
+    shutil.rmtree(base / "ground_truth/logical_anomalies/001")
+    picture(base / "ground_truth/structural_anomalies/000/000.png", 249, size=(5, 5))
+    picture(base / "ground_truth/structural_anomalies/001/000.png", 77)
+    (base / "test/structural_anomalies/002.png").rename(base / "test/logical_anomalies/002.png")
+    (base / "validation/good/000.png").unlink()
+    (tmp_path / "pins").mkdir()
+    report = check(tmp_path)
+    assert found(report, "error", "3 masks for 5 defective images")
+    assert found(report, "error", "structural_anomalies/000/000.png is 5x5")
+    assert found(report, "error", "77") and found(report, "error", "3 images of logical_anomalies")
+    assert found(report, "warning", "0 validation images") and found(report, "warning", "'pins' is not a category")
+
+
+def test_btad(tmp_path, monkeypatch):
+    for product, image, mask in (("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")):
+        monkeypatch.setitem(btad.COUNTS, product, (4, 2, 3))
+        btad_tree(tmp_path, product, image=image, mask=mask)
+    report = check(tmp_path)
+    assert report.kind == "BTAD" and report.ok and report.rows == [(c, 4, 2, 3, 0, 3) for c in ("01", "02", "03")]
+    (tmp_path / "02/ground_truth/ko/0001.png").rename(tmp_path / "02/ground_truth/ko/0007.png")
+    (tmp_path / "03/train/ok/0003.bmp").unlink()
+    (tmp_path / "01/test/ko/0000.bmp").write_bytes(b"BM" + bytes(20))
+    report = check(tmp_path)
+    assert found(report, "error", "2 masks for 3") and found(report, "error", "0007.png")
+    assert found(report, "error", "03: 3/2/3 images") and found(report, "error", "01/test/ko/0000.bmp")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fsad_lib import datasets
-from fsad_lib.datasets import elpv, folder, mvtec_ad, shots, visa
+from fsad_lib.datasets import btad, elpv, folder, mvtec_ad, mvtec_loco, shots, visa
 from fsad_lib.errors import FsadError
 
 COLUMNS = ["path", "category", "split", "label", "defect", "mask_path"]
@@ -62,6 +62,45 @@ def visa_tree(root: Path, category="candle", n=(4, 2, 3)) -> Path:
     return root
 
 
+def loco_tree(root: Path, category="pushpins", n=(4, 2, 2, 3), validation=1) -> Path:
+    """train good, test good, logical, structural; logical images have two masks that overlap, structural ones one."""
+    base = root / category
+    for i in range(n[0]):
+        picture(base / "train/good" / f"{i:03d}.png")
+    for i in range(validation):
+        picture(base / "validation/good" / f"{i:03d}.png")
+    for i in range(n[1]):
+        picture(base / "test/good" / f"{i:03d}.png")
+    for kind, count in zip(("logical_anomalies", "structural_anomalies"), n[2:]):
+        for i in range(count):
+            picture(base / "test" / kind / f"{i:03d}.png")
+            for j in range(2 if kind == "logical_anomalies" else 1):
+                m = np.zeros((36, 40), np.uint8)
+                m[10 * j : 10 * j + 12, 5:15] = 249 - j
+                target = base / "ground_truth" / kind / f"{i:03d}" / f"{j:03d}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(m).save(target)
+    (base / "defects_config.json").write_text(
+        json.dumps(
+            [
+                {"defect_name": "two_pins", "pixel_value": 249, "saturation_threshold": 0.5, "relative_saturation": True},
+                {"defect_name": "no_pin", "pixel_value": 248, "saturation_threshold": 30, "relative_saturation": False},
+            ]
+        )
+    )
+    return root
+
+
+def btad_tree(root: Path, product="01", n=(4, 2, 3), image=".bmp", mask=".png") -> Path:
+    base = root / product
+    for where, count in zip(("train/ok", "test/ok", "test/ko"), n):
+        for i in range(count):
+            picture(base / where / f"{i:04d}{image}")
+    for i in range(n[2]):
+        picture(base / "ground_truth/ko" / f"{i:04d}{mask}", 255)
+    return root
+
+
 # ---------------------------------------------------------------- names
 
 
@@ -72,6 +111,10 @@ def test_unknown_names_list_the_valid_ones(tmp_path):
         datasets.load("mvtec_ad", "botle", tmp_path)
     with pytest.raises(FsadError, match="did you mean 'candle'.*pipe_fryum"):
         datasets.load("visa", "candles", tmp_path)
+    with pytest.raises(FsadError, match="did you mean 'pushpins'.*screw_bag"):
+        datasets.load("mvtec_loco", "pushpin", tmp_path)
+    with pytest.raises(FsadError, match="BTAD product '1'.*01, 02, 03"):
+        datasets.load("btad", "1", tmp_path)
     with pytest.raises(FsadError, match="mono_half"):
         datasets.load("elpv", "momo")
     with pytest.raises(FsadError, match="did you mean 'nut'"):
@@ -97,6 +140,8 @@ def test_class_names():
     assert datasets.class_name("visa", "pipe_fryum") == "pipe fryum"
     assert datasets.class_name("folder", "my-part_7") == "my part 7"
     assert datasets.class_name("elpv", "mono_half") == "solar cell"
+    assert datasets.class_name("mvtec_loco", "splicing_connectors") == "splicing connectors"
+    assert [datasets.class_name("btad", c) for c in datasets.categories("btad")] == list(btad.WORDS.values())
 
 
 # ---------------------------------------------------------------- folder
@@ -222,8 +267,8 @@ def test_mvtec_reader_and_count_check(tmp_path, monkeypatch, place):
 
 
 def test_mvtec_missing_says_where_to_get_it(tmp_path):
-    for dataset, source in (("mvtec_ad", "mvtec.com"), ("visa", "spot-diff")):
-        with pytest.raises(FsadError, match=rf"licence|CC BY(.|\n)*{source}(.|\n)*{tmp_path}"):
+    for dataset, source in (("mvtec_ad", "mvtec.com"), ("visa", "spot-diff"), ("mvtec_loco", "mvtec-loco"), ("btad", "VT-ADL")):
+        with pytest.raises(FsadError, match=rf"not here(.|\n)*{source}(.|\n)*{tmp_path}"):
             datasets.load(dataset, None, tmp_path)
     mvtec_tree(tmp_path / "mvtec_ad", "bottle")
     with pytest.raises(FsadError, match="no folder .*cable"):
@@ -283,6 +328,93 @@ def test_visa_bad_header_or_no_csv(tmp_path):
     split.unlink()
     with pytest.raises(FsadError, match="1-class split"):
         datasets.load("visa", "candle", tmp_path)
+
+
+# ---------------------------------------------------------------- MVTec LOCO AD, BTAD
+
+
+def test_loco_and_btad_official_totals():
+    # Of LOCO's archive: 1,778 training, 305 validation, 575 good, 561 logical and 432 structural images.
+    assert [sum(c[i] for c in mvtec_loco.COUNTS.values()) for i in range(4)] == [1778, 575, 561, 432]
+    assert sum(mvtec_loco.VALIDATION.values()) == 305 and mvtec_loco.VALIDATION.keys() == mvtec_loco.COUNTS.keys()
+    # Of BTAD's: 1,799 training and 741 test images; with the 290 masks the 2,830 that papers count.
+    train, good, bad = (sum(c[i] for c in btad.COUNTS.values()) for i in range(3))
+    assert (train, good + bad, train + good + 2 * bad) == (1799, 741, 2830)
+
+
+@pytest.mark.parametrize("place", ["mvtec_loco", "mvtec_loco_anomaly_detection", "."])
+def test_loco_reader(tmp_path, monkeypatch, place):
+    monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    root = loco_tree(tmp_path / place)
+    table = datasets.load("mvtec_loco", "pushpins", tmp_path)
+    assert list(table.columns) == COLUMNS and mvtec_ad.counts_of(table) == (4, 2, 5) and datasets.has_masks(table)
+    assert list(table["defect"]) == ["good"] * 6 + ["logical_anomalies"] * 2 + ["structural_anomalies"] * 3
+    assert [p.name for p in mvtec_loco.validation_images(tmp_path, "pushpins")] == ["000.png"]
+    assert not table["path"].str.contains("validation").any()
+    logical = table[table["defect"] == "logical_anomalies"]
+    union = datasets.read_masks(logical, 40)[0]  # rows 0..21 of 36, drawn on 40
+    first = mvtec_loco.regions(logical["mask_path"].iloc[0])
+    assert union.sum() > 1.5 * first[0].mask.sum() and int(union.any(1).sum()) == pytest.approx(22 * 40 / 36, abs=1)
+    assert [(int(r.mask.sum()), r.saturation, r.defect) for r in first] == [(120, 60, "two_pins"), (120, 30, "no_pin")]
+    shutil.rmtree(root / "pushpins/ground_truth/logical_anomalies/001")
+    with pytest.raises(FsadError, match="1 images have no masks.*001.png"):
+        datasets.load("mvtec_loco", "pushpins", tmp_path)
+    (root / "pushpins/test/good/000.png").unlink()
+    with pytest.raises(FsadError, match="found 4/1/5 .*expected 4/2/5"):
+        datasets.load("mvtec_loco", "pushpins", tmp_path)
+
+
+def test_loco_masks_of_other_sizes_and_values_are_refused(tmp_path):
+    base = loco_tree(tmp_path) / "pushpins"
+    masks = base / "ground_truth/logical_anomalies/000"
+    picture(masks / "002.png", 255, size=(7, 7))
+    with pytest.raises(FsadError, match="different sizes"):
+        datasets.read_mask(masks, 16)
+    picture(masks / "002.png", 255)
+    with pytest.raises(FsadError, match=r"002.png.*\[255\].*\[248, 249\]"):
+        mvtec_loco.regions(masks)
+    for text, match in (("{", "cannot read"), ("[{}]", "official form"), ('[{"pixel_value": 1, "defect_name": "a", '
+                        '"saturation_threshold": 0, "relative_saturation": true}]', "not positive")):  # fmt: skip
+        (base / "defects_config.json").write_text(text)
+        with pytest.raises(FsadError, match=match):
+            mvtec_loco.regions(masks)
+    (base / "defects_config.json").unlink()
+    with pytest.raises(FsadError, match="sPRO needs it"):
+        mvtec_loco.regions(masks)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FsadError, match="no mask in the folder"):
+        datasets.read_mask(tmp_path / "none", 16)
+
+
+def test_a_change_of_one_of_several_masks_changes_the_fingerprint(tmp_path, monkeypatch):
+    from fsad_lib import runs
+
+    monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    root = loco_tree(tmp_path)
+    before = runs._table(root, "mvtec_loco", "pushpins", str(tmp_path))[1]
+    m = np.zeros((36, 40), np.uint8)
+    m[20:30, 20:30] = 248
+    Image.fromarray(m).save(root / "pushpins/ground_truth/logical_anomalies/000/001.png")
+    runs.forget_inputs()
+    assert runs._table(root, "mvtec_loco", "pushpins", str(tmp_path))[1] != before
+    runs.forget_inputs()
+
+
+@pytest.mark.parametrize("product,image,mask", [("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")])
+def test_btad_reader(tmp_path, monkeypatch, product, image, mask):
+    monkeypatch.setitem(btad.COUNTS, product, (4, 2, 3))
+    root = btad_tree(tmp_path / "BTech_Dataset_transformed", product, image=image, mask=mask)
+    table = datasets.load("btad", product, tmp_path)
+    assert list(table.columns) == COLUMNS and mvtec_ad.counts_of(table) == (4, 2, 3) and datasets.has_masks(table)
+    bad = table[table["label"] == 1]
+    assert set(bad["defect"]) == {"ko"} and set(table[table["label"] == 0]["defect"]) == {"good"}
+    assert all(Path(p).stem == Path(m).stem for p, m in zip(bad["path"], bad["mask_path"], strict=True))
+    next((root / product / "ground_truth/ko").iterdir()).unlink()
+    with pytest.raises(FsadError, match="1 defective images have no mask"):
+        datasets.load("btad", product, tmp_path)
+    next((root / product / "test/ok").iterdir()).unlink()
+    with pytest.raises(FsadError, match="found 4/1/3 .*expected 4/2/3"):
+        datasets.load("btad", product, tmp_path)
 
 
 # ---------------------------------------------------------------- ELPV

@@ -184,3 +184,61 @@ def test_bootstrap_over_images():
         i = np.concatenate([rng.integers(0, 40, 40), rng.integers(40, 80, 40)])
         naive.append(np.mean([roc_auc_score(label[i], s[i]) for s in runs]))
     assert (low, high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])), abs=0.02)
+
+
+def slow_au_spro(regions, maps, limit):
+    """From the definition: threshold by threshold, min(found / saturation, 1) of every region."""
+    normal = np.concatenate([s[~np.logical_or.reduce([m for m, _ in r] or [np.zeros(s.shape, bool)])] for r, s in zip(regions, maps)])
+    pairs = [(s[m], saturation) for r, s in zip(regions, maps) for m, saturation in r]
+    curve = [(0.0, 0.0)]
+    for t in sorted({v for s in maps for v in s.ravel().tolist()}, reverse=True):
+        curve.append(((normal >= t).mean(), np.mean([min((v >= t).sum() / n, 1) for v, n in pairs])))
+    x, y = np.array(curve).T
+    inside = x <= limit
+    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x[inside.sum() - 1 :], y[inside.sum() - 1 :]))
+    return np.trapezoid(y, x) / limit
+
+
+@pytest.mark.parametrize("levels", [4, 1000])  # many ties, hardly any
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+def test_au_spro_against_its_definition(levels, limit):
+    rng = np.random.default_rng(levels)
+    shapes = [(9, 7), (6, 8), (8, 8), (5, 5)]
+    maps = [rng.integers(0, levels, s) / levels for s in shapes]
+    regions = []
+    for i, shape in enumerate(shapes):
+        found = []
+        for _ in range(i):  # the first image is good; regions may overlap
+            m = rng.random(shape) < 0.3
+            maps[i] += 0.2 * m
+            found.append((m, int(rng.integers(1, m.sum() + 1))))
+        regions.append(found)
+    assert metrics.au_spro(regions, maps, limit) == pytest.approx(slow_au_spro(regions, maps, limit), abs=1e-12)
+
+
+def test_au_spro_is_aupro_when_every_region_has_to_be_found_whole():
+    rng = np.random.default_rng(2)
+    masks = random_masks(rng)
+    maps = rng.random(masks.shape)
+    regions = []
+    for m in masks:
+        parts, n = components(m, structure=np.ones((3, 3)))
+        regions.append([(parts == i + 1, int((parts == i + 1).sum())) for i in range(n)])
+    assert metrics.au_spro(regions, maps, 0.3) == pytest.approx(metrics.aupro(masks, maps, 0.3), abs=1e-12)
+    half = [[(m, max(n // 2, 1)) for m, n in r] for r in regions]
+    assert metrics.au_spro(half, maps, 0.3) > metrics.au_spro(regions, maps, 0.3)
+
+
+@pytest.mark.parametrize(
+    "regions,maps,match",
+    [
+        ([[]], [np.zeros((2, 2))], "a region"),
+        ([[(np.ones((2, 2), bool), 1)]], [np.zeros((2, 2))], "no normal pixel"),
+        ([[(np.eye(2, dtype=bool), 3)]], [np.zeros((2, 2))], "saturation 3"),
+        ([[(np.eye(2, dtype=bool), 1)]], [np.zeros((3, 2))], "one size"),
+        ([[(np.eye(2, dtype=bool), 1)]], [np.full((2, 2), np.nan)], "not finite"),
+    ],
+)
+def test_au_spro_refuses(regions, maps, match):
+    with pytest.raises(FsadError, match=match):
+        metrics.au_spro(regions, maps)

@@ -2,18 +2,18 @@
 
 >>> from fsad_lib import datasets
 >>> datasets.DATASETS
-('minifab', 'minifab_dev', 'elpv', 'mvtec_ad', 'visa', 'folder')
+('minifab', 'minifab_dev', 'elpv', 'mvtec_ad', 'mvtec_loco', 'visa', 'btad', 'folder')
 
 The table has one row per image:
 
-========== ====================================================================================
+========== =====================================================================================
 path       absolute path of the image
 category   e.g. "metal_nut"
 split      "train" (always normal; shots are drawn from it) or "test"
 label      0 normal, 1 defective, -1 not known (a user's unlabelled images)
 defect     "good", the kind of defect, or "unknown"
-mask_path  absolute path of the defect's mask, or None
-========== ====================================================================================
+mask_path  absolute path of the defect's mask, or None; in mvtec_loco the folder of an image's masks
+========== =====================================================================================
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsad_lib.datasets import elpv, folder, mvtec_ad, visa
+from fsad_lib.datasets import btad, elpv, folder, mvtec_ad, mvtec_loco, visa
 from fsad_lib.datasets._common import absolute, safe_name, unknown
 from fsad_lib.datasets.images import read_image, read_images, read_mask, read_masks
 from fsad_lib.errors import FsadError
@@ -43,7 +43,8 @@ __all__ = [
     "read_masks",
 ]
 
-DATASETS = ("minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "folder")
+DATASETS = ("minifab", "minifab_dev", "elpv", "mvtec_ad", "mvtec_loco", "visa", "btad", "folder")
+_ON_DISK = {"mvtec_ad": mvtec_ad, "mvtec_loco": mvtec_loco, "visa": visa, "btad": btad}
 _SPLITS = {"minifab": "evaluation", "minifab_dev": "development"}
 
 
@@ -81,19 +82,24 @@ def categories(dataset: str, data_root: str | Path | None = None) -> list[str]:
         return sorted(minifab.CATEGORIES[_SPLITS[dataset]])
     if dataset == "folder":
         return folder.categories(_root(dataset, data_root))
-    return list({"elpv": elpv, "mvtec_ad": mvtec_ad, "visa": visa}[dataset].CATEGORIES)
+    return list({"elpv": elpv, **_ON_DISK}[dataset].CATEGORIES)
 
 
 def class_name(dataset: str, category: str) -> str:
-    """The words for a category in a prompt: underscores become spaces, VisA's running numbers are dropped.
+    """The words for a category in a prompt: underscores become spaces, VisA's running numbers are dropped; BTAD's products,
+    which are only numbered, get words of our own.
 
     >>> class_name("mvtec_ad", "metal_nut"), class_name("visa", "macaroni2"), class_name("elpv", "poly")
     ('metal nut', 'macaroni', 'solar cell')
+    >>> class_name("mvtec_loco", "juice_bottle"), class_name("btad", "02")
+    ('juice bottle', 'wooden surface')
     """
     _known(dataset)
     safe_name("category", category)
     if dataset == "elpv":
         return "solar cell"
+    if dataset == "btad" and category in btad.WORDS:
+        return btad.WORDS[category]
     words = re.sub(r"[\s_\-]+", " ", category).strip()
     return re.sub(r"\d+$", "", words) if dataset == "visa" else words
 
@@ -120,7 +126,7 @@ def load(dataset: str, category: str | None = None, data_root: str | Path | None
         return folder.load(root, category)
     if dataset in _SPLITS:
         return _load_minifab(dataset, category, root)
-    return {"mvtec_ad": mvtec_ad, "visa": visa}[dataset].load(root, category)
+    return _ON_DISK[dataset].load(root, category)
 
 
 def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Look at a folder of images and say what was found, what was expected and what to do.
 
-`check(path)` recognises MVTec AD and VisA (numbers of images compared with the official ones), MiniFab, and any folder
-in MVTec AD's layout. Every image is decoded in full, so truncated files are found before a run, not during one.
+`check(path)` recognises MVTec AD, MVTec LOCO, VisA and BTAD (numbers of images compared with the official ones), MiniFab, and
+any folder in MVTec AD's layout. Every image is decoded in full, so truncated files are found before a run, not during one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fsad_lib.datasets import folder, mvtec_ad, visa
+from fsad_lib.datasets import btad, folder, mvtec_ad, mvtec_loco, visa
 from fsad_lib.datasets._common import absolute, is_image, list_folders, list_images
-from fsad_lib.datasets.images import _SIXTEEN_BIT, mask_array, open_image, to_array
+from fsad_lib.datasets.images import _SIXTEEN_BIT, mask_array, mask_files, open_image, to_array
 from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
@@ -135,6 +135,14 @@ def _check(root: Path, report: Report) -> None:
         report.kind = "VisA, official 1-class split"
         _check_visa(root, report)
         return
+    if mvtec_loco.is_layout(root):
+        report.kind = "MVTec LOCO AD"
+        _check_loco(root, report)
+        return
+    if btad.is_layout(root):
+        report.kind = "BTAD"
+        _check_btad(root, report)
+        return
     if folder.train_folder(root):
         layout = {root.name: root}
     if not layout:
@@ -242,6 +250,65 @@ def _check_visa(root: Path, report: Report) -> None:
     _compare(found, visa.COUNTS, report, "https://github.com/amazon-science/spot-diff")
 
 
+def _check_official(root: Path, name: str, rows: list[tuple], report: Report, source: str) -> None:
+    """The row of a benchmark's category, its images decoded, and a mask asked for every defective image."""
+    count = Counter((r[2], r[3]) for r in rows)
+    masks = sum(r[5] is not None for r in rows)
+    report.rows.append((name, count["train", 0], count["test", 0], count["test", 1], 0, masks))
+    without = [r[0] for r in rows if r[3] == 1 and r[5] is None]
+    if without:
+        report.add(
+            "error",
+            f"{name}: {masks} masks for {count['test', 1]} defective images; none for {_some(without, root)}",
+            "one each",
+            f"get it again from {source}",
+        )
+    _check_files(root, name, report, [(r[0], r[2], r[3], r[5]) for r in rows])
+
+
+def _check_loco(root: Path, report: Report) -> None:
+    for category in list_folders(root):
+        name = category.name
+        if name not in mvtec_loco.COUNTS:
+            report.add("warning", f"folder {name!r} is not a category of the data set", ", ".join(mvtec_loco.CATEGORIES), "move it out")
+            continue
+        rows = mvtec_loco.rows_of(category, name)
+        _check_official(root, name, rows, report, mvtec_loco.SOURCE)
+        for kind, n in zip(mvtec_loco.KINDS, mvtec_loco.COUNTS[name][2:]):
+            if (found := sum(r[4] == kind for r in rows)) != n:
+                report.add("error", f"{name}: {found} images of {kind}", str(n), f"get it again from {mvtec_loco.SOURCE}")
+        held = len(list_images(category / "validation" / "good"))
+        if held != mvtec_loco.VALIDATION[name]:
+            report.add("warning", f"{name}: {held} validation images", str(mvtec_loco.VALIDATION[name]), "only needed for a validation split")
+        try:
+            for row in rows:
+                if row[5] is not None:
+                    mvtec_loco.regions(row[5])
+        except FsadError as error:
+            report.add("error", f"{name}: {error}", do="sPRO cannot be computed until then")
+    _compare(
+        {r[0]: r[1:4] for r in report.rows}, {n: mvtec_loco.expected(n) for n in mvtec_loco.COUNTS}, report, mvtec_loco.SOURCE
+    )
+
+
+def _check_btad(root: Path, report: Report) -> None:
+    for category in list_folders(root):
+        name = category.name
+        if name not in btad.COUNTS:
+            report.add("warning", f"folder {name!r} is not a product of the data set", ", ".join(btad.CATEGORIES), "move it out")
+            continue
+        rows = btad.rows_of(category, name)
+        _check_official(root, name, rows, report, btad.SOURCE)
+        used = {r[5] for r in rows}
+        orphans = [p for p in list_images(category / "ground_truth" / "ko") if p not in used]
+        if orphans:
+            report.add(
+                "error", f"{name}: {len(orphans)} masks without an image: {_some(orphans, root)}", "an image test/ko/<name> for each",
+                "rename or remove them",
+            )  # fmt: skip
+    _compare({r[0]: r[1:4] for r in report.rows}, btad.COUNTS, report, btad.SOURCE)
+
+
 def _check_category(category: Path, name: str, report: Report, root: Path) -> None:
     try:
         rows = folder.rows_of(category, name)
@@ -337,8 +404,9 @@ def _check_files(
             dark.append(path)
         if min(image.size) < 32:
             tiny.append(path)
-        if mask is not None and mask.is_file():
-            _check_mask(root, name, report, image.size, path, mask)
+        if mask is not None and mask.exists():
+            for file in mask_files(mask):
+                _check_mask(root, name, report, image.size, path, file)
         elif masks_required and label == 1 and mask is None:
             report.add(
                 "error",

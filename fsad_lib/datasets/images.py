@@ -154,9 +154,30 @@ def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
     return torch.stack([read_image(p, size) for p in paths])
 
 
+def mask_files(path: str | Path) -> list[Path]:
+    """The files behind a `mask_path`: itself, or, where an image has several masks, those in the folder, sorted.
+
+    Raises:
+        FsadError: a folder without an image.
+    """
+    from fsad_lib.datasets._common import list_images
+
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    if not (files := list_images(path)):
+        raise FsadError(f"no mask in the folder {path}; expected one image file a defect. Copy it again.")
+    return files
+
+
 def mask_array(path: str | Path) -> np.ndarray:
-    """A mask file -> (H, W) bool. Any value above zero is defect (VisA's masks hold class numbers, not 255);
-    in a lossy JPEG only values above half count. Transparent pixels are background."""
+    """A mask file, or a folder of one image's masks (their union) -> (H, W) bool. Any value above zero is defect (VisA's masks
+    hold class numbers, not 255); in a lossy JPEG only values above half count. Transparent pixels are background."""
+    if Path(path).is_dir():
+        masks = [mask_array(p) for p in mask_files(path)]
+        if len(sizes := {m.shape for m in masks}) > 1:
+            raise FsadError(f"masks of different sizes {sorted(sizes)} (height, width) in {path}; expected one size.")
+        return np.logical_or.reduce(masks)
     image = open_image(path)
     lossy = Path(path).suffix.lower() in (".jpg", ".jpeg", ".jpe")
     if image.mode in _SIXTEEN_BIT or image.mode in ("F", "L", "1"):
