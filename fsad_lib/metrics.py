@@ -9,10 +9,14 @@ limit, equal scores enter together); it is computed here in float64, without imp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FPR_LIMIT = 0.3
 
@@ -241,6 +245,45 @@ def au_spro(regions, maps, limit: float = 0.05) -> float:
     if not normal.any():
         raise FsadError("no normal pixel found; expected some, or there is no false positive rate")
     return _overlap_area(np.concatenate(scores), np.concatenate(weights), normal, limit)
+
+
+def metric_rows(
+    predictions: pd.DataFrame,
+    pixel: Mapping[tuple[str, str], dict[str, float]] | None = None,
+    groups: bool = True,
+) -> list[dict[str, Any]]:
+    """Metrics of each method and part: all images, and with ``groups`` the seen and the unseen kinds of defect apart.
+
+    The groups share the normal images. Unlabelled images are left out; a group without both classes has no row.
+
+    Args:
+        predictions: the columns method, part, path, label, seen, score.
+        pixel: (method, part) -> pixel metrics, added to the row of group "all".
+
+    Returns:
+        rows with method, part, group, n, image_auroc, image_ap, image_f1max and, where given, pixel_auroc, aupro.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"path": list("abc"), "label": [0, 1, 1], "seen": [True, True, False], "score": [0.1, 0.9, 0.0]})
+        >>> rows = metric_rows(table.assign(method="adp", part="sum"))
+        >>> [(r["group"], r["n"], r["image_auroc"]) for r in rows]
+        [('all', 3, 0.5), ('seen', 2, 1.0), ('unseen', 2, 0.0)]
+    """
+    rows = []
+    labelled = predictions[predictions["label"] >= 0]
+    for (method, part), table in labelled.groupby(["method", "part"], sort=False):
+        for group in ("all", "seen", "unseen") if groups else ("all",):
+            keep = table["label"].eq(0) | (group == "all") | (table["seen"] == (group == "seen"))
+            chosen = table[keep]
+            if chosen["label"].nunique() < 2:
+                continue
+            values = image_metrics(
+                chosen["label"].to_numpy(), chosen["score"].to_numpy(), chosen["path"].tolist()
+            )
+            more = (pixel or {}).get((method, part), {}) if group == "all" else {}
+            rows.append({"method": method, "part": part, "group": group, "n": len(chosen), **values, **more})
+    return rows
 
 
 def bootstrap_mean(

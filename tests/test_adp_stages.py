@@ -18,7 +18,7 @@ from fsad_lib.adp.prompts import state_embeddings, templates
 from fsad_lib.adp.self_tuning import prototypes
 from fsad_lib.datasets import read_images
 from fsad_lib.errors import FsadError
-from fsad_lib.metrics import image_metrics
+from fsad_lib.metrics import image_metrics, metric_rows
 from fsad_lib.profiles import load_profile
 
 OVERRIDES = (
@@ -198,11 +198,11 @@ def test_groups_share_the_normal_images():
         "path": list("abcdef"), "label": [0, 0, 1, 1, 1, -1], "seen": [True, True, True, False, False, True],
         "score": [0.1, 0.2, 0.9, 0.15, 0.05, 9.0], "method": "adp", "part": "sum",
     })  # fmt: skip
-    rows = {r["group"]: r for r in stages.metric_rows(table, {("adp", "sum"): {"aupro": 0.5}})}
+    rows = {r["group"]: r for r in metric_rows(table, {("adp", "sum"): {"aupro": 0.5}})}
     assert [rows[g]["n"] for g in ("all", "seen", "unseen")] == [5, 3, 4]
     assert rows["seen"]["image_auroc"] == 1.0 and rows["unseen"]["image_auroc"] == 0.25
     assert rows["all"]["aupro"] == 0.5 and "aupro" not in rows["seen"]
-    assert stages.metric_rows(table[table.label < 1]) == []
+    assert metric_rows(table[table.label < 1]) == []
 
 
 def test_minifab_kinds_are_split_into_seen_and_unseen():

@@ -34,13 +34,12 @@ from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
-from fsad_lib.metrics import image_metrics, pixel_metrics
+from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints
 from fsad_lib.runs import Run, absolute_path, portable_path, write_json
 
 __all__ = [
-    "METHODS", "Evaluated", "Personalized", "Pseudo", "Synthesized", "clip_model", "evaluate", "load_models", "metric_rows", "personalize",
-    "synthesize",
+    "METHODS", "Evaluated", "Personalized", "Pseudo", "Synthesized", "clip_model", "evaluate", "load_models", "personalize", "synthesize",
 ]  # fmt: skip
 
 WORDS = {"object": "object", "ti": "<ti>", "c_n": "<c_n>", "c_a": "<c_a>"}
@@ -436,41 +435,3 @@ def _long(test: pd.DataFrame, scores: Mapping[tuple[str, str], np.ndarray], data
     return pd.concat(
         [base.assign(method=m, part=part, score=s) for (m, part), s in scores.items()], ignore_index=True
     )
-
-
-def metric_rows(
-    predictions: pd.DataFrame,
-    pixel: Mapping[tuple[str, str], dict[str, float]] | None = None,
-    groups: bool = True,
-) -> list[dict[str, Any]]:
-    """Metrics of each method and part: all images, and with ``groups`` the seen and the unseen kinds of defect apart.
-
-    The groups share the normal images. Unlabelled images are left out; a group without both classes has no row.
-
-    Args:
-        predictions: the columns method, part, path, label, seen, score.
-        pixel: (method, part) -> pixel metrics, added to the row of group "all".
-
-    Returns:
-        rows with method, part, group, n, image_auroc, image_ap, image_f1max and, where given, pixel_auroc, aupro.
-
-    Example:
-        >>> table = pd.DataFrame({"path": list("abc"), "label": [0, 1, 1], "seen": [True, True, False], "score": [0.1, 0.9, 0.0]})
-        >>> rows = metric_rows(table.assign(method="adp", part="sum"))
-        >>> [(r["group"], r["n"], r["image_auroc"]) for r in rows]
-        [('all', 3, 0.5), ('seen', 2, 1.0), ('unseen', 2, 0.0)]
-    """
-    rows = []
-    labelled = predictions[predictions["label"] >= 0]
-    for (method, part), table in labelled.groupby(["method", "part"], sort=False):
-        for group in ("all", "seen", "unseen") if groups else ("all",):
-            keep = table["label"].eq(0) | (group == "all") | (table["seen"] == (group == "seen"))
-            chosen = table[keep]
-            if chosen["label"].nunique() < 2:
-                continue
-            values = image_metrics(
-                chosen["label"].to_numpy(), chosen["score"].to_numpy(), chosen["path"].tolist()
-            )
-            more = (pixel or {}).get((method, part), {}) if group == "all" else {}
-            rows.append({"method": method, "part": part, "group": group, "n": len(chosen), **values, **more})
-    return rows

@@ -36,12 +36,12 @@ from fsad_lib.anomalysd.score import fuse, image_score
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
-from fsad_lib.metrics import image_metrics, pixel_metrics
+from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints, parse_overrides, sections
-from fsad_lib.runs import Run, open_run, replacing, write_json
+from fsad_lib.runs import Run, absolute_path, open_run, portable_path, replacing, write_json
 
 __all__ = [
-    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "metric_rows", "personalize",
+    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "personalize",
     "synthesize", "tuned_run",
 ]  # fmt: skip
 
@@ -252,7 +252,7 @@ def synthesize(run: Run) -> Synthesized:
         arrays = {key: np.stack([one[key] for one in made]) for key in made[0]}
         with run.writing("twins.npz") as path:
             np.savez_compressed(
-                path, path=np.array(chosen.path.tolist(), str), category=np.array(chosen.category.tolist(), str),
+                path, path=np.array([portable_path(p) for p in chosen.path], str), category=np.array(chosen.category.tolist(), str),
                 label=chosen.label.to_numpy(int), **arrays,
             )  # fmt: skip
     with np.load(run.product_path("twins.npz")) as file:
@@ -260,7 +260,7 @@ def synthesize(run: Run) -> Synthesized:
     maps = {name.removeprefix("map."): f[name].astype(np.float32) for name in f if name.startswith("map.")}
     x, x_hat, decoded = (torch.from_numpy(f[name]).float().div(255) for name in ("x", "x_hat", "decoded"))
     return Synthesized(
-        x, f["path"].tolist(), f["category"].tolist(), f["label"].tolist(), f["k"], f["cells"], f["m"], x_hat,
+        x, [absolute_path(p) for p in f["path"].tolist()], f["category"].tolist(), f["label"].tolist(), f["k"], f["cells"], f["m"], x_hat,
         f["d"].astype(np.float32), decoded, maps,
     )  # fmt: skip
 
@@ -339,16 +339,18 @@ def evaluate(run: Run) -> Evaluated:
             if len(chosen):
                 found.append(_category(run, judge, name, chosen))
         with run.writing(made[0]) as path:
-            pd.concat([one[0] for one in found], ignore_index=True).to_parquet(path, index=False)
+            predictions = pd.concat([one[0] for one in found], ignore_index=True)
+            predictions.assign(path=predictions["path"].map(portable_path)).to_parquet(path, index=False)
         with run.writing(made[1]) as path:
-            paths = [p for one in found for p in one[0].drop_duplicates("path").path]
+            paths = [portable_path(p) for one in found for p in one[0].drop_duplicates("path").path]
             np.savez_compressed(path, paths=np.array(paths, str), maps=np.concatenate([one[2] for one in found]))
         with run.writing(made[2]) as path:
             write_json(path, [row for one in found for row in one[1]])
     with np.load(run.product_path(made[1])) as file:
-        maps, paths = file["maps"].astype(np.float32), file["paths"].tolist()
+        maps, paths = file["maps"].astype(np.float32), [absolute_path(p) for p in file["paths"].tolist()]
     rows = json.loads(run.product_path(made[2]).read_text())
-    return Evaluated(pd.read_parquet(run.product_path(made[0])), rows, maps, paths)
+    predictions = pd.read_parquet(run.product_path(made[0]))
+    return Evaluated(predictions.assign(path=predictions["path"].map(absolute_path)), rows, maps, paths)
 
 
 class _Judge:
@@ -479,37 +481,5 @@ def _measure(
             pixel[key] = pixel_metrics(masks, np.stack([r["maps"][i] for r in one]), test["path"].tolist())
     small = torch.from_numpy(np.stack([r["maps"][keys.index(("anomalysd", "given"))] for r in one]))
     small = _smaller(small[:, None], KEPT_SIZE)[:, 0].half().numpy()
-    return predictions, metric_rows(predictions, name, pixel, run.dataset.startswith("minifab")), small
-
-
-def metric_rows(
-    predictions: pd.DataFrame, category: str, pixel: dict[tuple[str, str], dict[str, float]] | None = None, groups: bool = True
-) -> list[dict[str, Any]]:
-    """Metrics of one category for each method and protocol: all images, and with ``groups`` seen and unseen kinds of defect apart.
-
-    The groups share the normal images. Unlabelled images are left out; a group without both classes has no row.
-
-    Args:
-        predictions: the columns method, part, path, label, seen, score.
-        pixel: (method, part) -> pixel metrics, added to the row of group "all".
-
-    Returns:
-        rows with category, method, part, group, n, image_auroc, image_ap, image_f1max and, where given, pixel_auroc, aupro.
-
-    Example:
-        >>> table = pd.DataFrame({"path": list("abc"), "label": [0, 1, 1], "seen": [True, True, False], "score": [0.1, 0.9, 0.0]})
-        >>> rows = metric_rows(table.assign(method="anomalysd", part="given"), "gear")
-        >>> [(r["group"], r["n"], r["image_auroc"]) for r in rows]
-        [('all', 3, 0.5), ('seen', 2, 1.0), ('unseen', 2, 0.0)]
-    """
-    rows = []
-    for (method, part), table in predictions[predictions["label"] >= 0].groupby(["method", "part"], sort=False):
-        for group in ("all", "seen", "unseen") if groups else ("all",):
-            chosen = table[table["label"].eq(0) | (group == "all") | (table["seen"] == (group == "seen"))]
-            if chosen["label"].nunique() < 2:
-                continue
-            values = image_metrics(chosen["label"].to_numpy(), chosen["score"].to_numpy(), chosen["path"].tolist())
-            more = (pixel or {}).get((method, part), {}) if group == "all" else {}
-            row = {"category": category, "method": method, "part": part, "group": group, "n": len(chosen)}
-            rows.append(row | values | more)
-    return rows
+    rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
+    return predictions, [{"category": name, **row} for row in rows], small
