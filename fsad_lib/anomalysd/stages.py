@@ -271,18 +271,15 @@ def _repainted(detector: AnomalySD, path: str, category: str) -> dict[str, np.nd
     x = datasets.read_images([path], model.image_size)
     passes = detector.passes(x, category)
     x_hat, side = detector.repaint(x, passes, category), min(PICTURE_SIZE, model.image_size)
-    x, d = x.to(x_hat), detector.difference(x.to(x_hat), x_hat)
-    scores, m = detector(x, category), torch.stack([p.m for p in passes])
-    parts = {f"S{k}": v for k, v in scores.scales.items()} | {"s_ms": scores.s_ms, "map": scores.map}
-    if scores.s_pg is not None:
-        parts["s_pg"] = scores.s_pg
+    x, m = x.to(x_hat), torch.stack([p.m for p in passes])
+    d, parts = detector.difference(x, x_hat), detector.maps(x, x_hat, passes)
     pictures = {"x": x, "x_hat": x_hat, "decoded": model.decode(model.posterior(x)[0])}
     return {
         **{k: (_smaller(v, side) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().squeeze(0 if k != "x_hat" else ())
            for k, v in pictures.items()},
         "k": np.array([p.k for p in passes]), "cells": np.array([p.cells for p in passes], str),
         "m": (_smaller(m[:, None].float(), side)[:, 0] > 0.5).cpu().numpy(), "d": _smaller(d[:, None], side)[:, 0].half().cpu().numpy(),
-        **{f"map.{k}": _smaller(v[:, None], side)[0, 0].half().cpu().numpy() for k, v in parts.items()},
+        **{f"map.{k}": _smaller(v[:, None], side)[0, 0].half().cpu().numpy() for k, v in parts.items() if v is not None},
     }  # fmt: skip
 
 
