@@ -143,6 +143,17 @@ def test_one_run_as_a_table():
     assert "nothing to show" in t.one_run([])
 
 
+def test_compare_pairs_the_categories_of_one_run():
+    def row(category, method, value):
+        return {"category": category, "method": method, "part": "given", "group": "all", "image_auroc": value}
+
+    rows = [row(c, m, v) for c, a, b in (("a", 0.9, 0.8), ("b", 0.7, 0.5), ("c", 0.8, 0.7)) for m, v in (("anomalysd", a), ("roundtrip", b))]
+    line = t.compare(rows, [("roundtrip", "given")])
+    assert line.startswith("AnomalySD (80.0) is better than autoencoder alone") and "(66.7): +13.3" in line
+    assert "no interval" not in line and "not told apart" in t.compare([*rows, row("d", "anomalysd", 0.1), row("d", "roundtrip", 0.9)], [("roundtrip", "given")])
+    assert t.compare(rows, [("roundtrip", "given")], "aupro").startswith("No AUPRO")
+
+
 # -------------------------------------------------------------------- figures
 def test_figures_of_a_lesson():
     x, m = torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.bool)

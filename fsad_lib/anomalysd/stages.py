@@ -41,8 +41,8 @@ from fsad_lib.profiles import missing_checkpoints, parse_overrides, sections
 from fsad_lib.runs import Run, open_run, replacing, write_json
 
 __all__ = [
-    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "metric_rows", "personalize",
-    "synthesize", "tuned_run",
+    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "load_tuned", "metric_rows",
+    "personalize", "synthesize", "tuned_run",
 ]  # fmt: skip
 
 TRAINING = (
@@ -200,8 +200,8 @@ def _keep(run: Run, part: str, trace: pd.DataFrame, state: dict[str, Tensor]) ->
         save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}, path)
 
 
-def _tuned(run: Run) -> tuple[Inpainting, Lpips]:
-    """The fine-tuned model of a later stage's run, fine-tuned now if it has not been."""
+def load_tuned(run: Run) -> tuple[Inpainting, Lpips]:
+    """The fine-tuned model of a run, and the perceptual distance; it is fine-tuned now if it has not been."""
     personalize(run)
     source = tuned_run(run)
     model, lpips = load_models(run.profile)
@@ -223,7 +223,7 @@ def build_detector(run: Run, **changes: Any) -> AnomalySD:
     from fsad_lib.patch_memory import PatchMemory
 
     p, a = run.profile, run.profile.anomalysd
-    model, lpips = _tuned(run)
+    model, lpips = load_tuned(run)
     backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=_device())
     categories = {}
     for name in run.categories:

@@ -23,10 +23,10 @@ from fsad_lib.tables._rows import (
     mean_over_categories,
     reported,
 )
-from fsad_lib.tables._text import check_name, interval, number, to_csv, write_table
+from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
 
 __all__ = [
-    "ABLATIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "context", "main_table", "one_run",
+    "ABLATIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "main_table", "one_run",
     "rows_of", "sensitivity", "show_ablations", "show_main", "write_all",
 ]  # fmt: skip
 
@@ -264,6 +264,26 @@ def one_run(rows: Sequence[dict], part: str | None = None, group: str = "all") -
             record |= {name: number(100 * found[metric].mean()) for metric, name in METRICS.items() if metric in found}
             records.append(record | {"categories": len(found)})
     return pd.DataFrame(records)
+
+
+def compare(rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str = "image_auroc") -> str:
+    """AnomalySD (category given) against each of ``others``, (method, protocol), one line each, from the rows of one run: the paired
+    difference over its categories with the 95 % interval of a bootstrap over them; without an interval for one category."""
+    from fsad_lib.metrics import bootstrap_mean
+
+    table = pd.DataFrame([row for row in rows if row["group"] == "all" and row.get(metric) is not None])
+    if table.empty:
+        return f"No {METRICS[metric]}: it needs good and defective images{'' if metric == 'image_auroc' else ' with masks'}."
+    wide, lines = table.set_index(["category", "method", "part"])[metric].unstack("category"), []
+    mine = 100 * wide.loc[("anomalysd", "given")]
+    for key in others:
+        gaps = mine - 100 * wide.loc[key]
+        mean, low, high = bootstrap_mean(gaps.to_dict()) if len(gaps) > 1 else (gaps.mean(), np.nan, np.nan)
+        gap = {"mean": mean, "low": low, "high": high}
+        says = {"yes": "better than", "no": "worse than"}.get(verdict(gap), "not told apart from")
+        label, _ = ROWS.get(key, (key[0], ""))
+        lines.append(f"AnomalySD ({mine.mean():.1f}) is {says} {label}, {key[1]} ({(100 * wide.loc[key]).mean():.1f}): {interval(gap)} points of {METRICS[metric]}")
+    return "\n".join(lines)
 
 
 # -------------------------------------------------------------------- files
