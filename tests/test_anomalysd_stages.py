@@ -170,6 +170,29 @@ def test_runs_that_differ_in_inference_share_their_model(project):
     assert source.profile.anomalysd.prompt_levels == ("object",) and source.profile.anomalysd.beta == 0.5
 
 
+def test_the_paper_profile_gives_the_same_scores_from_an_exported_checkpoint(project, evaluated, tmp_path):
+    """A complete hub folder with text encoder and tokenizer of its own, loaded as Stable Diffusion inpainting would be."""
+    import json
+
+    from fsad_lib.foundation.miniatures.train_inpainting import export_paper_layout
+
+    mini, own = project / "data/models/mini", open_run(project, "41_evaluate").profile
+    export_paper_layout(mini, tmp_path / "inpainting")
+    places = {
+        "clip.checkpoint": mini / "clip", "winclip_clip.checkpoint": mini / "clip", "inpainting.checkpoint": tmp_path / "inpainting",
+        "perceptual.checkpoint": mini / "lpips", "inpainting.image_size": 32, "backbone.image_size": 64, "clip.architecture": None,
+        "winclip_clip.architecture": None,
+    }  # fmt: skip
+    values = {f"anomalysd.{name}": value for name, value in own.anomalysd.model_dump(mode="json").items()}
+    run = runs.open_run(
+        "41_evaluate", "anomalysd", profile="paper", dataset="folder", category="all", shots=2, seed=0, data_root=str(project / "parts"),
+        overrides=",".join(f"{key}={json.dumps(value, default=str)}" for key, value in (places | values).items()),
+    )  # fmt: skip
+    found = stages.evaluate(run).predictions
+    assert (found[["path", "method", "part"]] == evaluated.predictions[["path", "method", "part"]]).all(axis=None)
+    assert np.abs(found.score - evaluated.predictions.score).max() < 1e-5
+
+
 def test_twins_mask_by_mask(project, evaluated):
     made = stages.synthesize(open_run(project, "21_synthesize"))
     assert made.category == ["gear", "gear", "nut", "nut"] and made.label == [0, 1, 0, 1]
