@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--data-root", default="", help="where the data sets lie; for 'folder' the folder itself")
     grid.add_argument("--tag", default="", help="a name that keeps these runs apart from others")
     grid.add_argument("--overrides", default="", metavar="KEY=VALUE,...", help="changes over the profile: adp.alpha=2")
+    grid.add_argument("--ablations", action="store_true", help="of anomalysd: run it without each of its parts, too")
     grid.add_argument("--force", action="store_true", help="run complete runs again")
     _common(grid)
 
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--summary", action="store_true", help="only print the table of the runs that are complete")
     _common(tables)
     figures = commands.add_parser("figures", help="draw every table and figure from the runs that are complete")
+    figures.add_argument("method", nargs="?", default="adp", choices=["adp", "anomalysd"])
     figures.add_argument("--profile", default="mini")
     return parser
 
@@ -86,21 +88,33 @@ def _run(args: argparse.Namespace) -> int:
 
 def _grid(args: argparse.Namespace) -> int:
     from fsad_lib import pipeline
+    from fsad_lib.errors import FsadError
 
-    report = pipeline.grid(
-        args.method,
-        pipeline.cells(args.dataset, args.category, args.data_root, args.method),
-        args.shots,
-        args.seed,
-        args.profile,
-        jobs=args.jobs or pipeline.default_jobs(args.profile),
-        data_root=args.data_root,
-        tag=args.tag,
-        overrides=args.overrides,
-        force=args.force,
-    )
-    print(f"{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed")
-    return 1 if report.failed else 0
+    several = [args.overrides]
+    if args.ablations:
+        if args.method != "anomalysd" or args.overrides or args.tag:
+            raise FsadError("--ablations belongs to anomalysd and sets overrides of its own; leave out --overrides and --tag.")
+        from fsad_lib.tables.anomalysd import ablation_overrides
+
+        several += ablation_overrides()
+    pairs, failed = pipeline.cells(args.dataset, args.category, args.data_root, args.method), 0
+    for overrides in several:
+        report = pipeline.grid(
+            args.method,
+            pairs,
+            args.shots,
+            args.seed,
+            args.profile,
+            jobs=args.jobs or pipeline.default_jobs(args.profile),
+            data_root=args.data_root,
+            tag=args.tag,
+            overrides=overrides,
+            force=args.force,
+        )
+        where = f" ({overrides})" if args.ablations and overrides else ""
+        print(f"{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed{where}")
+        failed += len(report.failed)
+    return 1 if failed else 0
 
 
 def _tables(args: argparse.Namespace) -> int:
@@ -121,6 +135,14 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _figures(args: argparse.Namespace) -> int:
+    if args.method == "anomalysd":
+        from fsad_lib import runs
+        from fsad_lib.anomalysd.figures import write_all as draw
+        from fsad_lib.tables.anomalysd import write_all
+
+        root = runs.project_root()
+        print("\n".join(str(path.relative_to(root)) for path in [*write_all(root, args.profile), *draw(root, args.profile)]))
+        return 0
     from fsad_lib import pipeline
 
     result = pipeline.execute("50_figures", {"profile": args.profile})

@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_inpainting as tiny
-import tiny_models
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tiny_project import COLOURS, OVERRIDES, write_project
 
 from fsad_lib import runs
 from fsad_lib.anomalysd import stages
@@ -15,44 +14,11 @@ from fsad_lib.datasets import read_images, read_masks
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
 
-OVERRIDES = (
-    "inpainting.image_size=32,backbone.image_size=64,anomalysd.steps_unet=3,anomalysd.steps_decoder=2,anomalysd.train_batch_size=2,"
-    "anomalysd.scales=[1,2],anomalysd.num_inference_steps=5,anomalysd.perceptual_size=null"
-)
-COLOURS = {"gear": 100, "nut": 200}
-
-
-def write_part(path, value, damaged, seed):
-    pixels = np.random.default_rng(seed).integers(value - 10, value + 10, (32, 32, 3), dtype=np.uint8)
-    mask = np.zeros((32, 32), np.uint8)
-    if damaged:
-        mask[8:18, 8:18] = 255
-        pixels[mask > 0] = 250 - value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return mask
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
-    mini, model = root / "data/models/mini", tiny.model()
-    tiny_models.save_clip(mini / "clip", tiny_models.open_clip_model())
-    model.unet.save_pretrained(mini / "diffusion/unet_inpainting")
-    model.vae.save_pretrained(mini / "diffusion/vae")
-    model.scheduler.save_pretrained(mini / "diffusion/scheduler")
-    (mini / "diffusion/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    (mini / "lpips").mkdir()
-    save_file({k: v.contiguous() for k, v in tiny.lpips().state_dict().items()}, mini / "lpips/lpips_alex.safetensors")
-    for offset, (name, value) in enumerate(COLOURS.items()):
-        part = root / "parts" / name
-        for i in range(3):
-            write_part(part / f"train/good/{i}.png", value, False, 100 * offset + i)
-        for i in range(2):
-            write_part(part / f"test/good/{i}.png", value, False, 100 * offset + 10 + i)
-            mask = write_part(part / f"test/hole/{i}.png", value, True, 100 * offset + 20 + i)
-            (part / "ground_truth/hole").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(part / f"ground_truth/hole/{i}_mask.png")
+    write_project(root)
     patch = pytest.MonkeyPatch()
     patch.setenv("FSAD_HOME", str(root))
     stages._clip.cache_clear(), runs.forget_inputs()
@@ -202,6 +168,29 @@ def test_runs_that_differ_in_inference_share_their_model(project):
     source = stages.tuned_run(trained)
     assert source.path != plain.path and source.profile.anomalysd.strength == plain.profile.anomalysd.strength
     assert source.profile.anomalysd.prompt_levels == ("object",) and source.profile.anomalysd.beta == 0.5
+
+
+def test_the_paper_profile_gives_the_same_scores_from_an_exported_checkpoint(project, evaluated, tmp_path):
+    """A complete hub folder with text encoder and tokenizer of its own, loaded as Stable Diffusion inpainting would be."""
+    import json
+
+    from fsad_lib.foundation.miniatures.train_inpainting import export_paper_layout
+
+    mini, own = project / "data/models/mini", open_run(project, "41_evaluate").profile
+    export_paper_layout(mini, tmp_path / "inpainting")
+    places = {
+        "clip.checkpoint": mini / "clip", "winclip_clip.checkpoint": mini / "clip", "inpainting.checkpoint": tmp_path / "inpainting",
+        "perceptual.checkpoint": mini / "lpips", "inpainting.image_size": 32, "backbone.image_size": 64, "clip.architecture": None,
+        "winclip_clip.architecture": None,
+    }  # fmt: skip
+    values = {f"anomalysd.{name}": value for name, value in own.anomalysd.model_dump(mode="json").items()}
+    run = runs.open_run(
+        "41_evaluate", "anomalysd", profile="paper", dataset="folder", category="all", shots=2, seed=0, data_root=str(project / "parts"),
+        overrides=",".join(f"{key}={json.dumps(value, default=str)}" for key, value in (places | values).items()),
+    )  # fmt: skip
+    found = stages.evaluate(run).predictions
+    assert (found[["path", "method", "part"]] == evaluated.predictions[["path", "method", "part"]]).all(axis=None)
+    assert np.abs(found.score - evaluated.predictions.score).max() < 1e-5
 
 
 def test_twins_mask_by_mask(project, evaluated):

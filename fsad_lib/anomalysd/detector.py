@@ -283,16 +283,22 @@ class AnomalySD:
         """All maps (1, H, W) of one image."""
         passes, x_hat = self.twins(x, self.passes(x, category), category)
         x = resize(x, self.model.image_size).to(x_hat)
-        maps = self._maps(x, x_hat, passes)
+        maps = self.maps(x, x_hat, passes)
         if controls:
             decoded = self.model.decode(self.model.posterior(x)[0])
             m = torch.stack([p.m for p in passes])[:, None].to(x.device)
             # the twin's surroundings have gone through the decoder too
-            maps["against_roundtrip"] = self._maps(decoded, torch.where(m, x_hat, decoded), passes)["map"]
+            maps["against_roundtrip"] = self.maps(decoded, torch.where(m, x_hat, decoded), passes)["map"]
             maps["roundtrip"] = self.smooth(self.difference(x, decoded))
         return maps
 
-    def _maps(self, x: Tensor, x_hat: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor | None]:
+    @torch.no_grad()
+    def maps(self, x: Tensor, x_hat: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor | None]:
+        """From twins to scores: "S<k>" of every scale, "s_ms", "s_pg" (None without its pass) and "map", each (1, H, W).
+
+        Args:
+            x: (1, 3, H, W) at the model's size; x_hat: (P, 3, H, W), its :meth:`twins`; passes: P, theirs.
+        """
         s, d = self.settings, self.difference(x, x_hat)
         m = torch.stack([p.m for p in passes]).to(d.device)
         of = {k: [n for n, p in enumerate(passes) if p.k == k] for k in (*s.scales, 0)}

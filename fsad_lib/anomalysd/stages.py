@@ -41,7 +41,7 @@ from fsad_lib.profiles import missing_checkpoints, parse_overrides, sections
 from fsad_lib.runs import Run, absolute_path, open_run, portable_path, replacing, write_json
 
 __all__ = [
-    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "personalize",
+    "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "load_tuned", "personalize",
     "synthesize", "tuned_run",
 ]  # fmt: skip
 
@@ -200,8 +200,8 @@ def _keep(run: Run, part: str, trace: pd.DataFrame, state: dict[str, Tensor]) ->
         save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}, path)
 
 
-def _tuned(run: Run) -> tuple[Inpainting, Lpips]:
-    """The fine-tuned model of a later stage's run, fine-tuned now if it has not been."""
+def load_tuned(run: Run) -> tuple[Inpainting, Lpips]:
+    """The fine-tuned model of a run, and the perceptual distance; it is fine-tuned now if it has not been."""
     personalize(run)
     source = tuned_run(run)
     model, lpips = load_models(run.profile)
@@ -223,7 +223,7 @@ def build_detector(run: Run, **changes: Any) -> AnomalySD:
     from fsad_lib.patch_memory import PatchMemory
 
     p, a = run.profile, run.profile.anomalysd
-    model, lpips = _tuned(run)
+    model, lpips = load_tuned(run)
     backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=_device())
     categories = {}
     for name in run.categories:
@@ -271,18 +271,15 @@ def _repainted(detector: AnomalySD, path: str, category: str) -> dict[str, np.nd
     x = datasets.read_images([path], model.image_size)
     passes = detector.passes(x, category)
     x_hat, side = detector.repaint(x, passes, category), min(PICTURE_SIZE, model.image_size)
-    x, d = x.to(x_hat), detector.difference(x.to(x_hat), x_hat)
-    scores, m = detector(x, category), torch.stack([p.m for p in passes])
-    parts = {f"S{k}": v for k, v in scores.scales.items()} | {"s_ms": scores.s_ms, "map": scores.map}
-    if scores.s_pg is not None:
-        parts["s_pg"] = scores.s_pg
+    x, m = x.to(x_hat), torch.stack([p.m for p in passes])
+    d, parts = detector.difference(x, x_hat), detector.maps(x, x_hat, passes)
     pictures = {"x": x, "x_hat": x_hat, "decoded": model.decode(model.posterior(x)[0])}
     return {
         **{k: (_smaller(v, side) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().squeeze(0 if k != "x_hat" else ())
            for k, v in pictures.items()},
         "k": np.array([p.k for p in passes]), "cells": np.array([p.cells for p in passes], str),
         "m": (_smaller(m[:, None].float(), side)[:, 0] > 0.5).cpu().numpy(), "d": _smaller(d[:, None], side)[:, 0].half().cpu().numpy(),
-        **{f"map.{k}": _smaller(v[:, None], side)[0, 0].half().cpu().numpy() for k, v in parts.items()},
+        **{f"map.{k}": _smaller(v[:, None], side)[0, 0].half().cpu().numpy() for k, v in parts.items() if v is not None},
     }  # fmt: skip
 
 

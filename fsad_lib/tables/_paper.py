@@ -262,11 +262,12 @@ def memory_sentence(root: str | Path | None = None, profile: str = "mini", shots
 
 
 
-def own_choices(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
-    """Each value that the ADP paper leaves open: name, our value, the reason, the range tried and its effect.
+def own_choices(root: str | Path | None = None, profile: str = "mini", method: str = "adp") -> pd.DataFrame:
+    """Each value that a method's paper leaves open: name, our value, the reason, the range tried and its effect.
 
-    Values and reasons are the profile's YAML (the comment behind a value); ``data/own_choices.csv`` adds the choices
-    that are not a number in the profile, and what was tried (rows of this profile, or of every profile).
+    Values and reasons are the profile's YAML (the comment behind a value); ``data/own_choices.csv`` (AnomalySD:
+    ``own_choices_anomalysd.csv``) adds the choices that are not a number in the profile, and what was tried (rows of this
+    profile, or of every profile).
 
     >>> own_choices(profile="mini").set_index("Name").loc["adp.alpha", "Value"]
     '0.3'
@@ -275,8 +276,9 @@ def own_choices(root: str | Path | None = None, profile: str = "mini") -> pd.Dat
 
     text = (Path(__file__).parents[1] / "profiles" / f"{load_profile(profile).name}.yaml").read_text(encoding="utf-8")
     settings = load_profile(profile)
-    wanted = {f"adp.{name}" for name in type(settings.adp).model_fields} | {"winclip.tau", "diffusion.image_size"}
-    extra = _extra_choices(root)
+    wanted = {f"{method}.{name}" for name in type(getattr(settings, method)).model_fields} | {"winclip.tau"}
+    wanted |= {"diffusion.image_size"} if method == "adp" else {"inpainting.checkpoint", "inpainting.image_size"}
+    extra = _extra_choices(root, "own_choices.csv" if method == "adp" else f"own_choices_{method}.csv")
     extra = extra[extra.profile.isin(["", profile])].set_index("name")
     records, section = [], ""
     for line in text.splitlines():
@@ -304,9 +306,9 @@ def own_choices(root: str | Path | None = None, profile: str = "mini") -> pd.Dat
     return pd.DataFrame.from_records(records, columns=["Name", "Value", "Reason", "Tried", "Effect"])
 
 
-def _extra_choices(root: str | Path | None) -> pd.DataFrame:
+def _extra_choices(root: str | Path | None, name: str) -> pd.DataFrame:
     for folder in (Path(root or project_root()), Path(__file__).parents[2]):
-        path = folder / "data" / "own_choices.csv"
+        path = folder / "data" / name
         if path.is_file():
             return _read_csv(path, path.stat().st_mtime_ns).copy()
     return pd.DataFrame(columns=["profile", "name", "value", "reason", "tried", "effect"])

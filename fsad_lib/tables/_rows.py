@@ -109,7 +109,7 @@ def collect(root: str | Path | None = None, profile: str = "mini", paper: str = 
     Args:
         root: project folder (default: the current project).
         profile: "mini" or "paper".
-        paper: which method's evaluate runs ("adp").
+        paper: which method's evaluate runs ("adp" or "anomalysd").
         tag: only runs with this tag; untagged ones by default, so that experiments never enter a table.
 
     Returns:
@@ -140,8 +140,9 @@ def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path
         if rows and root == project_root() and _stale(path.parent, paper):
             stale.append(str(path.parent.relative_to(root)))
             continue
-        dataset, category = path.parts[-5], path.parts[-4]
+        dataset = path.parts[-5]
         for row in rows:
+            category = row.get("category", path.parts[-4])  # a run of all categories names them in its rows
             records.append(
                 {
                     **{name: row.get(name) for name in (*METRICS, "n")},
@@ -197,7 +198,8 @@ def _read_csv(path: Path, stamp: int) -> pd.DataFrame:
 
 
 def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
-    """One of the papers' tables in ``data/reported``: "adp_table1", "adp_table2", "adp_claims", "winclip_official".
+    """One of the papers' tables in ``data/reported``: "adp_table1", "adp_table2", "adp_claims", "winclip_official", "anomalysd_main",
+    "anomalysd_rivals".
 
     >>> table = reported("adp_table1")
     >>> table[(table.dataset == "visa") & (table.shots == 4) & (table.method == "adp")]["mean"].item()
@@ -234,9 +236,11 @@ def bootstrap_categories(values: pd.Series) -> tuple[float, float, float]:
 
 
 @lru_cache(maxsize=256)
-def _predictions(path: Path, stamp: int) -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
-    """(method, part) -> path, label, seen, score, sorted by path."""
+def _predictions(path: Path, stamp: int, category: str) -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
+    """(method, part) -> path, label, seen, score of one category's images, sorted by path."""
     table = pd.read_parquet(path).drop_duplicates(["method", "part", "path"]).sort_values("path")
+    if "category" in table:
+        table = table[table.category == category]
     return {
         key: (part.path.to_numpy(object), part.label.to_numpy(int), part.seen.to_numpy(bool), part.score.to_numpy(float))
         for key, part in table.groupby(["method", "part"])
@@ -250,7 +254,7 @@ def _seed_scores(picked: pd.DataFrame) -> list[tuple[np.ndarray, ...]] | None:
         path = Path(run.folder) / "predictions.parquet"
         if not path.is_file():
             return None
-        table = _predictions(path, path.stat().st_mtime_ns).get((run.method, run.part))
+        table = _predictions(path, path.stat().st_mtime_ns, run.category).get((run.method, run.part))
         if table is None:
             return None
         found.append(table)

@@ -1,0 +1,292 @@
+"""Figures of AnomalySD: masks, twins, differences, fusion; loss curves; sensitivity; the method in one picture.
+
+Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib.plots`. Images are (B, 3, H, W) in [0, 1].
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fsad_lib.errors import FsadError
+from fsad_lib.plots import ANOMALOUS, BLUE, GREEN, GREY, INK, NORMAL, ORANGE, STYLE, YELLOW, save_figure, to_pixels
+
+__all__ = ["foregrounds", "loss_curves", "map_strip", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
+
+COLOURS = {"image_auroc": BLUE, "pixel_auroc": GREEN, "aupro": ORANGE}
+NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+            figure.set_facecolor("white")
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
+def _show(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, **how) -> None:
+    ax.imshow(picture, **how)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=edge is not None, color=edge or GREY, linewidth=1.6)
+    if title:
+        ax.set_title(title, fontsize=8, loc="center")
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _masked(pixels: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """The image with the masked region in grey, as the U-Net is shown it."""
+    return np.where(m[..., None], 0.5, pixels)
+
+
+@_styled
+def foregrounds(x, where, masks, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
+    """Shots, their foreground, and random rectangles restricted to it: one column an image.
+
+    Args:
+        x: (B, 3, H, W); where: (B, 1, H, W) bool; masks: (B, M, H, W) bool, M rectangles of each image.
+    """
+    pixels, where, masks = to_pixels(x), _array(where)[:, 0], _array(masks)
+    rows = 2 + masks.shape[1]
+    figure, axes = plt.subplots(rows, len(pixels), figsize=(size * len(pixels) + 0.6, size * rows), squeeze=False, layout="constrained")
+    for i, picture in enumerate(pixels):
+        _show(axes[0, i], picture, titles[i] if titles is not None else "", NORMAL)
+        _show(axes[1, i], picture * np.where(where[i][..., None], 1, 0.25))
+        for j, m in enumerate(masks[i]):
+            _show(axes[2 + j, i], _masked(picture, m))
+    for row, name in enumerate(["shot", "foreground", *["masked"] * masks.shape[1]]):
+        axes[row, 0].set_ylabel(name, fontsize=8)
+    return figure
+
+
+@_styled
+def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
+    """Fine-tuning: the U-Net's loss, and the decoder's squared error and perceptual distance; pale: every step, bold: smoothed.
+
+    Args:
+        unet: columns step, loss. decoder: step, mse, perceptual, loss. A trace without steps is drawn as such.
+    """
+    panels = (
+        (unet, "loss", "U-Net: noise prediction", "mean squared error of eps (or v)", BLUE),
+        (decoder, "mse", "Decoder: squared error", "mean over pixels in [0, 1]", GREEN),
+        (decoder, "perceptual", "Decoder: perceptual distance", "LPIPS, weighted by beta", ORANGE),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+    for ax, (trace, column, title, caption, colour) in zip(axes, panels, strict=True):
+        ax.set_title(f"{title}\n", fontsize=10)
+        ax.text(0, 1.03, caption, transform=ax.transAxes, fontsize=7.5, color="#555555")
+        ax.set_xlabel("step")
+        if column not in trace or trace.empty:
+            ax.text(0.5, 0.5, "not trained", transform=ax.transAxes, ha="center", color=GREY)
+            ax.set(xticks=[], yticks=[])
+            continue
+        ax.plot(trace["step"], trace[column], color=colour, alpha=0.25, linewidth=0.9)
+        smooth = trace[column].rolling(max(1, len(trace) // 10), min_periods=1, center=True).mean()
+        ax.plot(trace["step"], smooth, color=colour)
+        ax.set_ylim(bottom=0)
+    return figure
+
+
+@_styled
+def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None, size: float = 1.15) -> Figure:
+    """One image and some of its passes: the masked image, the normal twin, their difference; one column a pass.
+
+    Args:
+        x: (3, H, W); m: (P, H, W) bool; x_hat: (P, 3, H, W); d: (P, H, W); titles: P.
+        limit: D at full heat; default: the largest value inside the masks.
+    """
+    picture, twins, m, d = to_pixels(x)[0], to_pixels(x_hat), _array(m), _array(d)
+    if not len(m) == len(twins) == len(d) == len(titles):
+        raise FsadError(f"found {len(m)} masks, {len(twins)} twins, {len(d)} differences and {len(titles)} titles; expected as many of each.")
+    inside = np.where(m, d, 0)
+    top = limit or max(float(inside.max()), 1e-9)
+    figure, axes = plt.subplots(3, len(m), figsize=(size * len(m) + 0.6, size * 3 + 0.2), squeeze=False, layout="constrained")
+    for i in range(len(m)):
+        _show(axes[0, i], _masked(picture, m[i]), titles[i])
+        _show(axes[1, i], twins[i])
+        _show(axes[2, i], inside[i], cmap="inferno", vmin=0, vmax=top)
+    for ax, name in zip(axes[:, 0], ("masked", "normal twin", "difference D"), strict=True):
+        ax.set_ylabel(name, fontsize=8)
+    return figure
+
+
+@_styled
+def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
+    """From the scales to the final map: image, every map, the true defect; one row an image, one colour scale for each column.
+
+    Args:
+        x: (B, 3, H, W); maps: name -> (B, h, w); masks: (B, H, W) bool or None.
+    """
+    pixels, arrays = to_pixels(x), {name: _array(v) for name, v in maps.items()}
+    columns = 1 + len(arrays) + (masks is not None)
+    figure, axes = plt.subplots(
+        len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.3), squeeze=False, layout="constrained"
+    )
+    for i, row in enumerate(axes):
+        _show(row[0], pixels[i], "image" if i == 0 else "")
+        if titles is not None:
+            row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
+        for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
+            _show(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
+        if masks is not None:
+            _show(row[-1], pixels[i], "true defect" if i == 0 else "")
+            mask = _array(masks)[i].astype(float)
+            if mask.any():
+                row[-1].contour(mask, [0.5], colors=[YELLOW], linewidths=1.2)
+            else:
+                row[-1].set_xlabel("no defect", fontsize=8)
+    return figure
+
+
+@_styled
+def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) -> Figure:
+    """The effect of lambda and alpha: a row a data set, a column a parameter; bars are 95 % intervals where there are any.
+
+    Args:
+        table: :func:`fsad_lib.tables.anomalysd.sensitivity`. chosen: "lambda" and "alpha" of the profile, marked by a line.
+    """
+    if table.empty:
+        raise FsadError("Nothing to draw: no run is complete. Run the grid first: python -m fsad_lib grid anomalysd.")
+    units = list(dict.fromkeys(table.data_set))
+    figure, axes = plt.subplots(len(units), 2, figsize=(8, 2.6 * len(units)), squeeze=False, layout="constrained", sharey="row")
+    for row, unit in zip(axes, units, strict=True):
+        for ax, parameter in zip(row, ("lambda", "alpha"), strict=True):
+            block = table[(table.data_set == unit) & (table.parameter == parameter)]
+            for metric, points in block.groupby("metric", sort=False):
+                points = points.sort_values("value")
+                spread = np.nan_to_num(np.clip([points.ours - points.low, points.high - points.ours], 0, None))
+                ax.errorbar(points.value, points.ours, spread, color=COLOURS[metric], marker="o", elinewidth=0.8, capsize=0, label=NAMES[metric])
+            if block.empty:
+                ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
+            if chosen and parameter in chosen:
+                ax.axvline(chosen[parameter], color=INK, linewidth=0.9, linestyle=":")
+            symbol = {"lambda": r"$\lambda$: noise strength, $\tilde T = \lambda T$", "alpha": r"$\alpha$: weight of the prototype-guided map"}
+            ax.set(xlabel=symbol[parameter], ylabel="percent" if parameter == "lambda" else "")
+            ax.set_title(unit if parameter == "lambda" else "", fontsize=10, fontweight="bold")
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def score_sentence(good: float, bad: float) -> str:
+    """Which of two scores is higher, in words.
+
+    >>> score_sentence(0.2, 0.3)
+    'The defective part scores higher (0.300) than the good one (0.200), as it should.'
+    """
+    if bad > good:
+        return f"The defective part scores higher ({bad:.3f}) than the good one ({good:.3f}), as it should."
+    return f"The defective part scores {bad:.3f}, the good one {good:.3f}: on this pair the score is wrong."
+
+
+@_styled
+def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, prompt: str = "", subtitle: str = "") -> Figure:
+    """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen).
+
+    Args:
+        shots: (N, 3, H, W), the first six are shown; where: (N, 1, H, W) bool, their foreground; trace: the U-Net's, columns step, loss.
+        twins: a :class:`fsad_lib.anomalysd.stages.Synthesized`; index: which of its images; mask: (H, W) bool, its true defect.
+    """
+    pixels, where = to_pixels(shots)[:6], _array(where)[:6, 0]
+    figure = plt.figure(figsize=(12, 6.6))
+    figure.text(0.012, 0.965, "AnomalySD: one inpainting model for all categories", fontsize=13, fontweight="bold", va="center")
+    figure.text(0.012, 0.93, subtitle or "real products of one run", fontsize=9, color="#555555", va="center")
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1, 2.3), left=0.012, right=0.99, top=0.83, bottom=0.04, wspace=0.06)
+
+    # fine-tuning
+    grid = left.subgridspec(4, 3, height_ratios=(1, 1, 1, 1.2), hspace=0.25, wspace=0.06)
+    figure.text(0.012, 0.89, "1  Fine-tune on the shots of every category", fontsize=10.5, fontweight="bold")
+    for i in range(min(3, len(pixels))):
+        _show(figure.add_subplot(grid[0, i]), pixels[i], edge=NORMAL)
+        _show(figure.add_subplot(grid[1, i]), pixels[i] * np.where(where[i][..., None], 1, 0.25), "foreground" if i == 1 else "")
+    words = figure.add_subplot(grid[2, :])
+    words.set_axis_off()
+    words.text(0.0, 0.85, "random rectangles inside the foreground are repainted,\nguided by", fontsize=8.5, va="top")
+    words.text(0.0, 0.35, f"“{prompt}”", fontsize=8, va="top", color=NORMAL, wrap=True)
+    curve = figure.add_subplot(grid[3, :])
+    if len(trace):
+        curve.plot(trace["step"], trace["loss"].rolling(max(1, len(trace) // 10), min_periods=1, center=True).mean(), color=BLUE)
+    curve.set_title("U-Net loss", fontsize=8)
+    curve.tick_params(labelsize=7)
+
+    # judging
+    picture, k = to_pixels(twins.x[index])[0], twins.k[index]
+    chosen = [int(np.flatnonzero(k == scale)[0]) for scale in dict.fromkeys(k.tolist())]
+    columns = max(len(chosen) + 1, 4)
+    grid = right.subgridspec(4, columns, hspace=0.25, wspace=0.08)
+    figure.text(0.335, 0.89, "2  Judge: repaint as normal, measure what changed", fontsize=10.5, fontweight="bold")
+    _show(figure.add_subplot(grid[0, 0]), picture, "test image", ANOMALOUS if twins.label[index] == 1 else NORMAL)
+    inside = np.where(twins.m[index], twins.d[index], 0)
+    for column, p in enumerate(chosen, 1):
+        head = "prototype-guided" if k[p] == 0 else f"{k[p]} x {k[p]} cells"
+        _show(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), f"mask, {head}")
+        _show(figure.add_subplot(grid[1, column]), to_pixels(twins.x_hat[index, p])[0], "normal twin")
+        name = "s_pg" if k[p] == 0 else f"S{k[p]}"
+        head = "$S_{pg}$" if k[p] == 0 else f"$S^{{({k[p]})}}$"
+        _show(figure.add_subplot(grid[2, column]), twins.maps.get(name, [inside[p]] * len(twins.x))[index], head, cmap="inferno", vmin=0)
+    last = [("s_ms", "$S_{ms}$, harmonic mean"), ("map", r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")]
+    for column, (name, head) in enumerate(last, 1):
+        _show(figure.add_subplot(grid[3, column]), twins.maps[name][index], head, cmap="inferno", vmin=0)
+    ax = figure.add_subplot(grid[3, 3])
+    _show(ax, picture, "true defect" if mask is not None else "")
+    if mask is not None and _array(mask).any():
+        ax.contour(_array(mask).astype(float), [0.5], colors=[YELLOW], linewidths=1.3)
+    return figure
+
+
+# -------------------------------------------------------------------- files
+def write_all(root: str | Path, profile: str = "mini", shots: int = 1) -> list[Path]:
+    """The figures of the runs that are complete, into ``root/figures``: sensitivity, and of each data set's lowest seed the loss curves
+    and the overview. Nothing is drawn of what was not run."""
+    from fsad_lib.profiles import load_profile
+    from fsad_lib.tables import anomalysd as tables
+
+    a, suffix, written = load_profile(profile).anomalysd, "" if profile == "mini" else f"_{profile}", []
+    table = tables.sensitivity(root, profile, shots)
+    if len(table):
+        figure = sensitivity(table, {"lambda": a.strength, "alpha": a.alpha})
+        written += save_figure(figure, f"anomalysd_sensitivity{suffix}", Path(root) / "figures")
+    rows = tables.rows_of(root, profile)
+    for dataset, found in rows[(rows.shots == shots) & (rows.dataset != "folder")].groupby("dataset"):
+        for name, figure in _of_run(profile, str(dataset), shots, int(found.seed.min())).items():
+            written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", Path(root) / "figures")
+    return written
+
+
+def _of_run(profile: str, dataset: str, shots: int, seed: int) -> dict[str, Figure]:
+    """Loss curves and overview of one run whose products of stage 11 and 21 are on this machine; empty otherwise."""
+    from fsad_lib import datasets, runs
+    from fsad_lib.anomalysd import stages
+    from fsad_lib.anomalysd.prompts import inference_prompt
+
+    run = runs.open_run("21_synthesize", "anomalysd", profile=profile, dataset=dataset, category=runs.ALL, shots=shots, seed=seed)
+    source = stages.tuned_run(run)
+    if not run.has("twins.npz") or not source.has("unet.safetensors", "decoder.safetensors", "trace_unet.csv", "trace_decoder.csv"):
+        return {}
+    tuned, twins = stages.personalize(source), stages.synthesize(run)
+    index = max(range(len(twins.x)), key=lambda i: (twins.label[i], twins.maps["map"][i].max()))
+    row = run.table().query("path == @twins.path[@index]")
+    mask = datasets.read_masks(row, twins.x.shape[-1])[0] if datasets.has_masks(row) else None
+    category = twins.category[index]
+    prompt = inference_prompt(tuned.prompts[category], run.profile.anomalysd.prompt_levels)
+    told = f"{dataset}, {category}, {shots} shot{'s' if shots > 1 else ''}, seed {seed}, profile {profile}"
+    return {
+        "losses": loss_curves(tuned.trace_unet, tuned.trace_decoder),
+        "overview": overview(tuned.x, tuned.foreground, tuned.trace_unet, twins, index, mask, prompt=prompt, subtitle=told),
+    }

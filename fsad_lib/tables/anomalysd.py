@@ -1,0 +1,321 @@
+"""AnomalySD's tables: one model for all categories, both protocols, controls and ablations; percent everywhere.
+
+The rules are those of :mod:`fsad_lib.tables`: a miniature's number never stands beside a paper's, what was not run reads "not run", and
+the controls are part of every table.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fsad_lib.runs import ALL, overrides_tag, project_root, replacing
+from fsad_lib.tables._paper import own_choices
+from fsad_lib.tables._rows import (
+    COLUMNS,
+    NONE,
+    NOT_RUN,
+    PAPER_UNITS,
+    collect,
+    difference,
+    expected_categories,
+    mean_over_categories,
+    reported,
+)
+from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
+
+__all__ = [
+    "ABLATIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "main_table", "one_run",
+    "rows_of", "sensitivity", "show_ablations", "show_main", "write_all",
+]  # fmt: skip
+
+SHOTS = (1, 2, 4, 16)
+"""The paper's few shots, and 16 for its "many", whose number is not known."""
+
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+
+ROWS: dict[tuple[str, str], tuple[str, str]] = {
+    ("anomalysd", "given"): ("AnomalySD", "method"),
+    ("anomalysd", "unknown"): ("AnomalySD", "method"),
+    ("roundtrip", "given"): ("autoencoder alone, D(x, VAE(x))", "control"),
+    ("against_roundtrip", "given"): ("AnomalySD against the autoencoder, D(VAE(x), x_hat)", "control"),
+    ("winclip", "given"): ("WinCLIP+", "rival"),
+    ("winclip", "unknown"): ("WinCLIP+", "rival"),
+    ("winclip", "shared"): ("WinCLIP+", "rival"),
+    ("patch_memory", "given"): ("patch memory (nearest neighbour)", "rival"),
+    ("patch_memory", "unknown"): ("patch memory (nearest neighbour)", "rival"),
+    ("patch_memory", "shared"): ("patch memory (nearest neighbour)", "rival"),
+}
+"""(method, protocol) -> its name and role."""
+
+PROTOCOLS = {
+    "given": "category given", "unknown": "category unknown: the one whose normal patches lie nearest to the image",
+    "shared": "category unknown: one memory of all categories, the word \"object\"",
+}  # fmt: skip
+
+ABLATIONS: dict[str, str] = {
+    "without fine-tuning": "anomalysd.steps_unet=0,anomalysd.steps_decoder=0",
+    "without decoder fine-tuning": "anomalysd.steps_decoder=0",
+    "without foreground mask": "anomalysd.foreground=false",
+    "without prompt": "anomalysd.prompt_levels=[]",
+    "object level only": "anomalysd.prompt_levels=[object]",
+    "detail level only": "anomalysd.prompt_levels=[detail]",
+    "one cell a pass": "anomalysd.packed=false",
+    "a twin for every mask": "anomalysd.merged=false",
+}
+"""What is left out -> the overrides of its runs; single scales and the weight of the prototype-guided map need none."""
+
+LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""Strengths of the sensitivity figure."""
+
+
+def rows_of(root: str | Path | None = None, profile: str = "mini", tag: str = "") -> pd.DataFrame:
+    """The metric rows of complete runs, see :func:`fsad_lib.tables.collect`: of all categories together, or of a user's folder."""
+    table = collect(root, profile, "anomalysd", tag)
+    run_category = table["folder"].map(lambda folder: Path(folder).parts[-3]).astype(object)
+    kept = table[(run_category == ALL) | (table["dataset"] == "folder")]
+    kept.attrs["stale"] = table.attrs["stale"]
+    return kept
+
+
+def _units(rows: pd.DataFrame, profile: str) -> list[tuple[str, str, str]]:
+    """(profile, data set, unit) of the tables: the paper's two, the profile's usual ones, whatever else was run."""
+    units = [("paper", dataset, name) for dataset, name in PAPER_UNITS.items()]
+    usual = [("minifab", "MiniFab"), ("elpv", "ELPV mono"), ("elpv", "ELPV poly")] if profile == "mini" else []
+    found = rows[["dataset", "unit"]].drop_duplicates().sort_values("unit").itertuples(index=False)
+    for dataset, name in [*usual, *(tuple(r) for r in found)]:
+        if (profile, dataset, name) not in units:
+            units.append((profile, dataset, name))
+    return units
+
+
+def main_table(root: str | Path | None = None, profile: str = "mini", shots: Sequence[int] = SHOTS) -> pd.DataFrame:
+    """Image AUROC, pixel AUROC and AUPRO of method, controls and rivals at 1, 2, 4 and 16 shots, under each protocol.
+
+    One row per data set, profile, shots, metric, method and protocol: reported, ours, ours_std, n_seeds, low, high, difference,
+    categories, expected, state. MVTec AD and VisA are filled only from runs of the paper profile.
+    """
+    mine, real = rows_of(root, profile), rows_of(root, "paper")
+    said = reported("anomalysd_main", root).set_index(["dataset", "shots", "metric"])
+    records = []
+    for of, dataset, unit in _units(mine, profile):
+        block = (real if of == "paper" else mine).query("unit == @unit")
+        for k in shots:
+            for metric in METRICS:
+                for (method, part), (label, role) in ROWS.items():
+                    picked = block[(block.shots == k) & (block.method == method) & (block.part == part)]
+                    cell = mean_over_categories(picked, expected_categories(dataset), metric)
+                    key, value, note = (dataset, k, metric), np.nan, ""
+                    if of == "paper" and (method, part) == ("anomalysd", "given") and key in said.index:
+                        value, note = said.loc[key, "mean"], said.loc[key, "note"]
+                    if cell["state"] == "partial" and of == "paper":  # part of a benchmark is not the benchmark
+                        cell |= dict.fromkeys(("mean", "std", "low", "high"), np.nan)
+                    records.append(
+                        {"data_set": unit, "profile": of, "shots": k, "metric": metric, "method": label, "role": role,
+                         "protocol": part, "reported": value, "ours": cell["mean"], "ours_std": cell["std"],
+                         "n_seeds": cell["n"], "low": cell["low"], "high": cell["high"], "difference": cell["mean"] - value,
+                         "categories": cell["categories"], "expected": cell["expected"], "state": cell["state"], "note": note}
+                    )  # fmt: skip
+    return pd.DataFrame.from_records(records)
+
+
+def context(root: str | Path | None = None) -> pd.DataFrame:
+    """What others report for the multi-class setting: one row a method and number of shots, the source named.
+
+    >>> context().set_index(["Method", "Shots"]).loc[("PatchCore", 1), "MVTec AD: image AUROC"]
+    '63.7'
+    """
+    table = reported("anomalysd_rivals", root)
+    table["column"] = table.dataset.map(PAPER_UNITS) + ": " + table.metric.map(METRICS)
+    wide = table.pivot_table(index=["method", "shots", "source"], columns="column", values="mean", sort=False)
+    wide = wide.map(number).reset_index().rename(columns={"method": "Method", "shots": "Shots", "source": "Source"})
+    return wide.rename_axis(columns=None)
+
+
+def _cell(row) -> str:
+    if row.state == NOT_RUN:
+        return NOT_RUN
+    covered = f"{row.categories} of {row.expected} categories"
+    if pd.isna(row.ours):
+        return f"partial: {covered}"
+    return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if row.state == "partial" else "")
+
+
+def show_main(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`main_table` for reading: one row per data set, method, protocol and metric, columns Reported, Ours, Difference by shots."""
+    index, blocks = ["data_set", "profile", "method", "protocol", "role", "metric"], []
+    for k, block in table.groupby("shots", sort=False):
+        text = block.set_index(index)
+        said = [number(v) for v in text.reported]
+        gaps = [NONE if pd.isna(v) else f"{v:+.1f}" for v in text.difference]
+        columns = {f"{k} shots: Ours": [_cell(r) for r in text.itertuples()]}
+        if text.reported.notna().any():
+            columns = {f"{k} shots: Reported": said} | columns | {f"{k} shots: Difference": gaps}
+        blocks.append(pd.DataFrame(columns, index=text.index))
+    shown = pd.concat(blocks, axis=1).reset_index()
+    shown["metric"] = shown["metric"].map(METRICS)
+    names = {"data_set": "Data set", "profile": "Profile", "method": "Method", "protocol": "Category", "role": "Role", "metric": "Metric"}
+    return shown.rename(columns=names)
+
+
+# -------------------------------------------------------------------- ablations
+def ablation_overrides() -> list[str]:
+    """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one."""
+    return [*ABLATIONS.values(), *(f"anomalysd.strength={value:g}" for value in LAMBDAS)]
+
+
+def ablations(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
+    """What each part of the method is worth: the whole method, and the method without it.
+
+    One row per data set, variant and metric: ours, ours_std, n_seeds, state, and gap, gap_low, gap_high: variant minus whole in percent
+    points over the categories and seeds that both have, with the 95 % interval over categories.
+    """
+    whole, records = rows_of(root, profile), []
+    whole = whole[whole.shots == shots]
+    found = {"whole method": whole[(whole.method == "anomalysd") & (whole.part == "given")]}
+    for name in sorted(set(whole.method), key=lambda m: (len(m), m)):
+        if name.startswith("scale_"):
+            found[f"scale {name.removeprefix('scale_')} alone"] = whole[whole.method == name]
+    for label, name in (("without prototype-guided mask", "alpha_0"), ("prototype-guided mask alone", "alpha_1")):
+        found[label] = whole[whole.method == name]
+    for label, overrides in ABLATIONS.items():
+        rows = rows_of(root, profile, overrides_tag(overrides))
+        found[label] = rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]
+    units = [(d, u) for of, d, u in _units(whole, profile) if of == profile]
+    for dataset, unit in units:
+        base = found["whole method"].query("unit == @unit")
+        for label, rows in found.items():
+            rows = rows.query("unit == @unit")
+            for metric in METRICS:
+                cell = mean_over_categories(rows, expected_categories(dataset), metric)
+                present = rows[metric].notna().any() and base[metric].notna().any()
+                gap = difference(rows, base, metric) if label != "whole method" and present else None
+                gap = gap or dict.fromkeys(("mean", "low", "high"), np.nan)
+                records.append(
+                    {"data_set": unit, "profile": profile, "shots": shots, "variant": label, "metric": metric, "ours": cell["mean"],
+                     "ours_std": cell["std"], "n_seeds": cell["n"], "categories": cell["categories"], "expected": cell["expected"],
+                     "state": cell["state"], "gap": gap["mean"], "gap_low": gap["low"], "gap_high": gap["high"]}
+                )  # fmt: skip
+    return pd.DataFrame.from_records(records)
+
+
+def show_ablations(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`ablations` for reading: one row per data set and variant, for each metric the value and the gap to the whole method."""
+    records = []
+    for (unit, profile, variant), block in table.groupby(["data_set", "profile", "variant"], sort=False):
+        record = {"Data set": unit, "Profile": profile, "Method": variant}
+        for row in block.itertuples():
+            gap = {"mean": row.gap, "low": row.gap_low, "high": row.gap_high}
+            record[METRICS[row.metric]] = _cell(row)
+            record[f"{METRICS[row.metric]}: change"] = NONE if pd.isna(row.gap) else interval(gap)
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
+    """The effect of lambda (runs of their own, see :data:`LAMBDAS`) and of alpha (measured by every run).
+
+    Long: data_set, parameter ("lambda" or "alpha"), value, metric, ours, ours_std, n_seeds, low, high; only what was run.
+    """
+    plain, parts = rows_of(root, profile), []
+    plain = plain[plain.shots == shots]
+    for name in set(plain.method):
+        if name.startswith("alpha_"):
+            parts.append(("alpha", float(name.removeprefix("alpha_")), plain[plain.method == name]))
+    for value in LAMBDAS:
+        rows = rows_of(root, profile, overrides_tag(f"anomalysd.strength={value:g}"))
+        parts.append(("lambda", value, rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]))
+    records = []
+    for parameter, value, rows in parts:
+        for (dataset, unit), block in rows.groupby(["dataset", "unit"]):
+            for metric in METRICS:
+                cell = mean_over_categories(block, expected_categories(dataset), metric)
+                if cell["n"]:
+                    records.append(
+                        {"data_set": unit, "profile": profile, "shots": shots, "parameter": parameter, "value": value, "metric": metric,
+                         "ours": cell["mean"], "ours_std": cell["std"], "n_seeds": cell["n"], "low": cell["low"], "high": cell["high"]}
+                    )  # fmt: skip
+    columns = "data_set profile shots parameter value metric ours ours_std n_seeds low high".split()
+    return pd.DataFrame.from_records(records, columns=columns).sort_values(["data_set", "parameter", "metric", "value"], ignore_index=True)
+
+
+# -------------------------------------------------------------------- one run
+def one_run(rows: Sequence[dict], part: str | None = None, group: str = "all") -> pd.DataFrame:
+    """The rows of one run as text: a line for each method and protocol, means over its categories in percent.
+
+    Args:
+        rows: ``Evaluated.rows``. part: one protocol only. group: "all", "seen" or "unseen".
+
+    Example:
+        >>> rows = [{"category": c, "method": "anomalysd", "part": "given", "group": "all", "image_auroc": v} for c, v in (("a", 0.5), ("b", 1.0))]
+        >>> one_run(rows)["image AUROC"].tolist()
+        ['75.0']
+    """
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return pd.DataFrame({"nothing to show": []})
+    table = table[(table.group == group) & (table.part == part if part else True)]
+    records = []
+    for (method, protocol), (label, role) in ROWS.items():
+        found = table[(table.method == method) & (table.part == protocol)]
+        if len(found):
+            record = {"method": label, "category": protocol, "role": role}
+            record |= {name: number(100 * found[metric].mean()) for metric, name in METRICS.items() if metric in found}
+            records.append(record | {"categories": len(found)})
+    return pd.DataFrame(records)
+
+
+def compare(rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str = "image_auroc") -> str:
+    """AnomalySD (category given) against each of ``others``, (method, protocol), one line each, from the rows of one run: the paired
+    difference over its categories with the 95 % interval of a bootstrap over them; without an interval for one category."""
+    from fsad_lib.metrics import bootstrap_mean
+
+    table = pd.DataFrame([row for row in rows if row["group"] == "all" and row.get(metric) is not None])
+    if table.empty:
+        return f"No {METRICS[metric]}: it needs good and defective images{'' if metric == 'image_auroc' else ' with masks'}."
+    wide, lines = table.set_index(["category", "method", "part"])[metric].unstack("category"), []
+    mine = 100 * wide.loc[("anomalysd", "given")]
+    for key in others:
+        gaps = mine - 100 * wide.loc[key]
+        mean, low, high = bootstrap_mean(gaps.to_dict()) if len(gaps) > 1 else (gaps.mean(), np.nan, np.nan)
+        gap = {"mean": mean, "low": low, "high": high}
+        says = {"yes": "better than", "no": "worse than"}.get(verdict(gap), "not told apart from")
+        label, _ = ROWS.get(key, (key[0], ""))
+        lines.append(f"AnomalySD ({mine.mean():.1f}) is {says} {label}, {key[1]} ({(100 * wide.loc[key]).mean():.1f}): {interval(gap)} points of {METRICS[metric]}")
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------- files
+def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> list[Path]:
+    """Every table of AnomalySD into ``root/figures``, the rows behind them into ``root/data/results``."""
+    root = Path(root or project_root())
+    folder, suffix = root / "figures", "" if profile == "mini" else f"_{profile}"
+    rows = rows_of(root, profile)
+    if "folder" in rows:
+        rows = rows.drop(columns="folder")
+    path = root / "data" / "results" / f"anomalysd_{check_name(profile)}.csv"
+    with replacing(path) as temporary:
+        order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
+        temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
+    main, parts = main_table(root, profile), ablations(root, profile, shots)
+    notes = [
+        "Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. One model for all "
+        f'categories. "{NOT_RUN}": no complete run.',
+        *(f"{name}: {text}." for name, text in PROTOCOLS.items()),
+        "Sources of the reported values: data/reported/anomalysd_main.csv.",
+        *(f"{r.data_set}, {r.shots} shots, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
+        "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
+    ]  # fmt: skip
+    change = "Change: variant minus whole method, percent points, with the 95 % interval over categories (seeds averaged first)."
+    written = [path]
+    for name, table, display, caption, note in (
+        ("main", main, show_main(main), "AnomalySD: one model for all categories", notes),
+        ("rivals", context(root), None, "Multi-class few-shot results that others report", ["No runs of ours."]),
+        ("ablations", parts, show_ablations(parts), f"AnomalySD without its parts, {shots} shot", [change, notes[0]]),
+        ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot", [notes[0]]),
+        ("own_choices", own_choices(root, profile, "anomalysd"), None, "Values that the AnomalySD paper leaves open", []),
+    ):
+        written += write_table(table, f"anomalysd_{name}{suffix}", folder, display=table if display is None else display,
+                               caption=caption, notes=note)  # fmt: skip
+    return written

@@ -1,0 +1,168 @@
+"""AnomalySD's tables and figures: one run of all categories, what may stand beside the paper's number, what was not run."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fsad_lib import datasets
+from fsad_lib.__main__ import main
+from fsad_lib.anomalysd import figures
+from fsad_lib.errors import FsadError
+from fsad_lib.runs import overrides_tag
+from fsad_lib.tables import _rows, to_markdown
+from fsad_lib.tables import anomalysd as t
+
+LEVEL = {"anomalysd": 0.8, "roundtrip": 0.6, "against_roundtrip": 0.7, "winclip": 0.65, "patch_memory": 0.75}
+PARTS = {"winclip": ("given", "unknown", "shared"), "patch_memory": ("given", "unknown", "shared"), "anomalysd": ("given", "unknown")}
+
+
+def fake(root, dataset, shots=1, seed=0, profile="mini", overrides="", gain=0.0, categories=None, folder="all"):
+    """One complete 41_evaluate_anomalysd run; category i scores i hundredths more than the first."""
+    tag = f"_{overrides_tag(overrides)}" if overrides else ""
+    path = root / "data/runs" / profile / dataset / folder / "41_evaluate_anomalysd" / f"k{shots}_seed{seed}{tag}"
+    path.mkdir(parents=True)
+    rows = []
+    for i, category in enumerate(categories or datasets.categories(dataset)):
+        levels = LEVEL | {"scale_2": 0.7, "alpha_0": 0.78, "alpha_1": 0.6}
+        for method, level in levels.items():
+            for part in PARTS.get(method, ("given",)):
+                value = level + gain + 0.01 * i + 0.02 * seed - (0.1 if part == "shared" else 0)
+                rows.append({"category": category, "method": method, "part": part, "group": "all", "n": 10, "image_auroc": value,
+                             "image_ap": value, "image_f1max": value, "pixel_auroc": value + 0.05, "aupro": value - 0.2})  # fmt: skip
+    (path / "metrics.json").write_text(json.dumps({"rows": rows, "fingerprint": "x", "identity": {}, "files": []}))
+    return path
+
+
+def cell(table, unit, method="AnomalySD", protocol="given", shots=1, metric="image_auroc"):
+    hit = table[(table.data_set == unit) & (table.method == method) & (table.protocol == protocol) & (table.shots == shots) & (table.metric == metric)]
+    assert len(hit) == 1
+    return hit.iloc[0]
+
+
+def test_means_over_the_categories_of_one_run(tmp_path):
+    fake(tmp_path, "minifab", seed=0), fake(tmp_path, "minifab", seed=1)
+    table = t.main_table(tmp_path)
+    found = cell(table, "MiniFab")
+    assert found.ours == pytest.approx(100 * (0.8 + 0.01 * 3.5 + 0.01)) and found.n_seeds == 2 and found.categories == found.expected == 8
+    assert found.ours_std == pytest.approx(2 / 2**0.5) and found.low < found.ours < found.high
+    assert cell(table, "MiniFab", metric="aupro").ours == pytest.approx(found.ours - 20)
+    assert cell(table, "MiniFab", "patch memory (nearest neighbour)", "shared").ours == pytest.approx(found.ours - 15)
+    assert cell(table, "MiniFab", shots=2).state == "not run" and np.isnan(found.reported)
+    text = to_markdown(t.show_main(table))
+    assert "not run" in text and "autoencoder alone" in text and "± " in text
+
+
+def test_reported_numbers_stand_beside_paper_runs_only(tmp_path):
+    fake(tmp_path, "mvtec_ad")  # a miniature's run of MVTec AD
+    table = t.main_table(tmp_path)
+    paper = table[(table.data_set == "MVTec AD") & (table.profile == "paper")]
+    mini = table[(table.data_set == "MVTec AD") & (table.profile == "mini")]
+    assert (paper.state == "not run").all() and mini.reported.isna().all() and mini.ours.notna().any()
+    said = paper[(paper.shots == 1) & (paper.protocol == "given") & (paper.method == "AnomalySD")].set_index("metric").reported
+    assert said.to_dict() == {"image_auroc": 93.6, "pixel_auroc": 94.8, "aupro": 89.2}
+    fake(tmp_path, "mvtec_ad", profile="paper")
+    found = t.main_table(tmp_path, "paper").query("protocol == 'given' and method == 'AnomalySD' and shots == 1 and metric == 'image_auroc'")
+    row = found[found.data_set == "MVTec AD"].iloc[0]
+    assert row.difference == pytest.approx(row.ours - 93.6)
+
+
+def test_part_of_a_benchmark_is_not_the_benchmark(tmp_path):
+    fake(tmp_path, "visa", profile="paper", categories=["candle", "cashew"])
+    row = cell(t.main_table(tmp_path, "paper"), "VisA")
+    assert row.state == "partial" and np.isnan(row.ours) and np.isnan(row.difference)
+
+
+def test_runs_of_one_category_and_tagged_runs_stay_out(tmp_path):
+    fake(tmp_path, "minifab"), fake(tmp_path, "minifab", folder="gear", categories=["gear"], gain=0.1)
+    fake(tmp_path, "minifab", overrides="anomalysd.test_images=4", gain=-0.3)
+    assert cell(t.main_table(tmp_path), "MiniFab").ours == pytest.approx(100 * 0.835)
+
+
+def test_ablations_are_paired_with_the_whole_method(tmp_path):
+    fake(tmp_path, "minifab"), fake(tmp_path, "minifab", overrides=t.ABLATIONS["without prompt"], gain=-0.05)
+    table = t.ablations(tmp_path).query("data_set == 'MiniFab' and metric == 'image_auroc'").set_index("variant")
+    assert table.loc["without prompt", "gap"] == pytest.approx(-5) and table.loc["without prompt", "gap_low"] == pytest.approx(-5)
+    assert table.loc["without prototype-guided mask", "gap"] == pytest.approx(-2) and table.loc["scale 2 alone", "gap"] == pytest.approx(-10)
+    assert table.loc["without fine-tuning", "state"] == "not run" and np.isnan(table.loc["whole method", "gap"])
+    assert set(t.ABLATIONS) <= set(table.index)
+    assert "not run" in to_markdown(t.show_ablations(t.ablations(tmp_path)))
+
+
+def test_ablations_are_real_settings():
+    from fsad_lib.profiles import load_profile
+
+    plain = load_profile("mini").anomalysd
+    for overrides in t.ablation_overrides():
+        changed = load_profile("mini", overrides).anomalysd
+        assert changed != plain or overrides == f"anomalysd.strength={plain.strength:g}"
+
+
+def test_sensitivity_and_its_figure(tmp_path):
+    empty = t.sensitivity(tmp_path)
+    assert empty.empty
+    with pytest.raises(FsadError, match="Nothing to draw"):
+        figures.sensitivity(empty)
+    fake(tmp_path, "minifab"), fake(tmp_path, "minifab", overrides="anomalysd.strength=0.6", gain=0.03)
+    table = t.sensitivity(tmp_path).query("metric == 'image_auroc'")
+    assert table[table.parameter == "alpha"].value.tolist() == [0, 1]
+    assert table[table.parameter == "lambda"].set_index("value").ours.round(1).to_dict() == {0.6: 86.5}
+    assert len(figures.sensitivity(t.sensitivity(tmp_path), {"lambda": 0.4}).axes) == 2
+
+
+def test_rivals_are_context_with_their_source():
+    table = t.context()
+    assert table.Source.str.contains("FoundAD").all() and "IIPAD" in set(table.Method)
+    said = _rows.reported("anomalysd_main")
+    assert said.source.ne("").all() and said[(said.dataset == "visa") & (said.metric == "image_auroc")].note.item().startswith("a secondary note")
+
+
+def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    assert main(["figures", "anomalysd"]) == 0
+    names = capsys.readouterr().out.split()
+    assert {f"figures/anomalysd_{n}.{e}" for n in ("main", "rivals", "ablations", "sensitivity", "own_choices") for e in ("csv", "md", "tex")} <= set(names)
+    text = (tmp_path / "figures/anomalysd_main.md").read_text()
+    assert "93.6" in text and "not run" in text and "80.9 / 92.8" in text
+    choices = pd.read_csv(tmp_path / "figures/anomalysd_own_choices.csv").set_index("Name")
+    assert {"anomalysd.strength", "anomalysd.alpha", "anomalysd.beta", "anomalysd.scales", "prototypes"} <= set(choices.index)
+    assert choices.Reason.notna().all()
+
+
+def test_ablations_of_another_method_are_refused(capsys):
+    assert main(["grid", "adp", "--ablations"]) == 2
+    assert "--ablations" in capsys.readouterr().err
+
+
+def test_one_run_as_a_table():
+    rows = [{"category": c, "method": m, "part": "given", "group": "all", "image_auroc": v, "aupro": 0.5} for c in "ab" for m, v in LEVEL.items()]
+    table = t.one_run(rows).set_index("method")
+    assert table.loc["AnomalySD", "image AUROC"] == "80.0" and table["categories"].eq(2).all() and table.loc["WinCLIP+", "role"] == "rival"
+    assert "nothing to show" in t.one_run([])
+
+
+def test_compare_pairs_the_categories_of_one_run():
+    def row(category, method, value):
+        return {"category": category, "method": method, "part": "given", "group": "all", "image_auroc": value}
+
+    rows = [row(c, m, v) for c, a, b in (("a", 0.9, 0.8), ("b", 0.7, 0.5), ("c", 0.8, 0.7)) for m, v in (("anomalysd", a), ("roundtrip", b))]
+    line = t.compare(rows, [("roundtrip", "given")])
+    assert line.startswith("AnomalySD (80.0) is better than autoencoder alone") and "(66.7): +13.3" in line
+    assert "no interval" not in line and "not told apart" in t.compare([*rows, row("d", "anomalysd", 0.1), row("d", "roundtrip", 0.9)], [("roundtrip", "given")])
+    assert t.compare(rows, [("roundtrip", "given")], "aupro").startswith("No AUPRO")
+
+
+# -------------------------------------------------------------------- figures
+def test_figures_of_a_lesson():
+    x, m = torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.bool)
+    m[..., 4:8, 4:8] = True
+    assert len(figures.foregrounds(x, m[:, :1], m).axes) == 2 * 5
+    assert len(figures.twin_rows(x[0], m[0], torch.rand(3, 3, 16, 16), torch.rand(3, 16, 16), list("abc")).axes) == 9
+    with pytest.raises(FsadError, match="as many"):
+        figures.twin_rows(x[0], m[0], torch.rand(2, 3, 16, 16), torch.rand(3, 16, 16), list("abc"))
+    assert len(figures.map_strip(x, {"S": torch.rand(2, 8, 8), "map": np.zeros((2, 16, 16))}, m[:, 0], ["a", "b"]).axes) == 8
+    steps = pd.DataFrame({"step": range(1, 6), "loss": 0.5, "mse": 0.1, "perceptual": 0.2})
+    assert len(figures.loss_curves(steps[["step", "loss"]], steps).axes) == 3
+    assert figures.loss_curves(steps[["step"]][:0], steps[["step"]][:0]).axes[0].texts[-1].get_text() == "not trained"
