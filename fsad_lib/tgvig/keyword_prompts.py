@@ -10,6 +10,10 @@ What the paper leaves open, and what is done here:
 - several original images: the distance and the cosine are taken to the unit vector of their mean embedding;
 - the worst prompt: the lowest cosine of all candidates, before the filter.
 
+Of the ten words in the paper's Table 4, WordNet 3.0 holds four (cobnut, Echinops, perceptible, parazoan), and only cobnut is
+related to its object. The authors' words must come from another list besides, which they do not name; what is done here is what
+they describe.
+
 The filter that the paper prints, "keep S_j with d(S_j, I) > 0.5", cannot be what removes outliers. On unit vectors
 d^2 = 2 - 2 cos, so the cosines of the paper's Figure 7, 0.17 to 0.33, are distances of 1.29 to 1.16: all are kept. Turned round
 (d < 0.5) it keeps none. It is run as printed by default, which changes nothing, and `Selection.note` says so; ``filter="farthest"``

@@ -1,0 +1,115 @@
+"""What the four adapters share: our weights in anomalib's feature extractor, batches by step number, random numbers by seed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.backbones import Backbone
+
+Progress = Callable[[int, int], None]
+
+
+def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """`steps` index tensors (size,): seeded permutations of n images, one after the other, cut into batches.
+
+    The number of steps does not depend on n, so that an arm with more images does not train longer.
+
+    Example:
+        >>> [b.tolist() for b in batches(1, 2, 2, seed=0)]
+        [[0, 0], [0, 0]]
+        >>> sorted(torch.cat(list(batches(4, 2, 2, seed=0))).tolist())
+        [0, 1, 2, 3]
+    """
+    draw, queue = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(queue) < size:
+            queue = torch.cat([queue, torch.randperm(n, generator=draw)])
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def check_training(x: Tensor, steps: int | None = None) -> None:
+    """Raise unless x is a batch of images in [0, 1] and steps a whole number of at least 1 (None: there are none)."""
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise FsadError(f"expected normal images (N, 3, H, W) in [0, 1], at least one, found {x.dtype} {tuple(x.shape)}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise FsadError(f"steps {steps!r} found; expected a whole number of at least 1")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's and numpy's global random numbers from a seed, and put back afterwards; anomalib draws from both.
+
+    Progress bars, which anomalib draws on stderr, are swallowed.
+    """
+    state = np.random.get_state()
+    with torch.random.fork_rng(), contextlib.redirect_stderr(io.StringIO()):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def stages_of(backbone: Backbone, strides: tuple[int, ...]) -> list[int]:
+    """timm's indices of the feature maps with these strides.
+
+    Raises:
+        FsadError: the backbone has no such maps.
+    """
+    import timm
+
+    try:
+        found = timm.create_model(backbone.name, pretrained=False, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError) as error:
+        raise FsadError(f"{backbone.name} gives no feature maps in timm ({error}); choose a convolutional backbone.") from error
+    if missing := [s for s in strides if s not in found]:
+        raise FsadError(f"{backbone.name} has feature maps of stride {found}, none of {missing}; choose another backbone.")
+    return [found.index(s) for s in strides]
+
+
+def use_weights(extractor: nn.Module, backbone: Backbone) -> None:
+    """Put the backbone's weights into anomalib's feature extractor, which was made without any.
+
+    Raises:
+        FsadError: a weight that the extractor needs is not among the backbone's.
+    """
+    target, source = extractor.feature_extractor, backbone.model.state_dict()
+    missing = [name for name, value in target.state_dict().items() if name not in source or source[name].shape != value.shape]
+    if missing:
+        raise FsadError(f"{backbone.name}: {len(missing)} weights of anomalib's feature extractor are not the backbone's, the first: {missing[0]}.")
+    target.load_state_dict({name: source[name] for name in target.state_dict()}, strict=True)
+    extractor.requires_grad_(False)
+
+
+@torch.no_grad()
+def infer(model: nn.Module, prepare: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Scores (B,) and maps (B, size, size), on the CPU, of images (B, 3, H, W) by an anomalib model in eval mode."""
+    check_training(x)
+    model.eval()
+    parts = [model(prepare(part)) for part in x.split(batch_size)]
+    scores = torch.cat([p.pred_score.flatten() for p in parts]).float().cpu()
+    return scores, torch.cat([p.anomaly_map.view(-1, *p.anomaly_map.shape[-2:]) for p in parts]).float().cpu()
+
+
+def resized(x: Tensor, size: int, device: torch.device) -> Tensor:
+    """Images as float32 on the device, resized to the square (bicubic, antialiased), still in [0, 1]."""
+    x = x.to(device, torch.float32)
+    if tuple(x.shape[-2:]) != (size, size):
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return x
+
+
+def fitted(model: nn.Module | None) -> nn.Module:
+    if model is None:
+        raise FsadError("this detector has seen no normal image yet; call fit first")
+    return model

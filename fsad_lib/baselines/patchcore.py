@@ -1,0 +1,59 @@
+"""PatchCore (Roth et al., CVPR 2022) over anomalib's model: a coreset of normal patch features, nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+from anomalib.models.components.sampling import KCenterGreedy
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from torch import Tensor
+
+from fsad_lib.baselines._common import Progress, check_training, fitted, infer, seeded, stages_of, use_weights
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.backbones import Backbone
+
+
+class PatchCore:
+    """Args:
+        backbone: weights and image size; feature maps of stride 8 and 16 are taken.
+        coreset: share of the patches that is kept, in (0, 1]; the paper: 0.01 to 0.25, anomalib: 0.1.
+        coreset_size: a number of patches instead, so that arms with different numbers of images get memories of one size (all are
+            kept where there are fewer).
+        neighbours: for the weight of the image score; 1: the largest patch distance.
+
+    Attributes:
+        memory_size: patches in the memory after `fit`; patches_seen: before the coreset was chosen.
+    """
+
+    name = "patchcore"
+
+    def __init__(self, backbone: Backbone, coreset: float = 0.1, coreset_size: int | None = None, neighbours: int = 9) -> None:
+        if not 0 < coreset <= 1 or (coreset_size is not None and coreset_size < 1) or neighbours < 1:
+            raise FsadError(f"coreset {coreset}, coreset_size {coreset_size}, neighbours {neighbours} found; expected (0, 1], and at least 1")
+        self.backbone, self.coreset, self.coreset_size, self.neighbours = backbone, coreset, coreset_size, neighbours
+        self.layers = stages_of(backbone, (8, 16))
+        self.model: PatchcoreModel | None = None
+        self.memory_size = self.patches_seen = 0
+
+    def fit(self, x: Tensor, steps: int | None = None, seed: int = 0, batch_size: int = 8, progress: Progress | None = None) -> list[float]:
+        """Remember normal images x (N, 3, H, W) in [0, 1]. There is nothing to train: `steps` is not used, no loss returned."""
+        check_training(x)
+        model = PatchcoreModel(self.layers, self.backbone.name, pre_trained=False, num_neighbors=self.neighbours).to(self.backbone.device)
+        use_weights(model.feature_extractor, self.backbone)
+        model.train()
+        for done, part in enumerate(parts := x.split(batch_size), start=1):
+            model(self.backbone.preprocess(part))
+            if progress:
+                progress(done, len(parts))
+        seen = torch.vstack(model.embedding_store)
+        model.embedding_store.clear()
+        keep = min(self.coreset_size or max(1, int(self.coreset * len(seen))), len(seen))
+        with seeded(seed):
+            sampler = KCenterGreedy(seen, 1.0)
+            sampler.coreset_size = keep
+            model.memory_bank = seen if keep == len(seen) else sampler.sample_coreset()
+        self.model, self.patches_seen, self.memory_size = model, len(seen), len(model.memory_bank)
+        return []
+
+    def __call__(self, x: Tensor, batch_size: int = 8) -> tuple[Tensor, Tensor]:
+        """Scores (B,) and maps (B, size, size) of images (B, 3, H, W) in [0, 1]; higher = more anomalous."""
+        return infer(fitted(self.model), self.backbone.preprocess, x, batch_size)

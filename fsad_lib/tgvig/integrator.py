@@ -1,0 +1,212 @@
+"""The text-guided knowledge integrator (section 4.2, eq. 4 to 7): generate, score by the prompt, update; the best set wins.
+
+What the paper leaves open, and what is done here:
+
+- n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says;
+- the N augmented images are drawn once, before the first iteration; the samples are new in every iteration;
+- one update an iteration, on the very images that were scored;
+- the discriminator goes on learning beside the generator, as in the conventional VQGAN training (`update_discriminator`);
+- z_v is the mean of unit vectors;
+- several originals: the losses are averaged over originals, one original's graph in memory at a time;
+- without a prompt there is nothing to choose by, and the last iteration's images are taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.vqgan import VQGAN, LossWeights
+from fsad_lib.tgvig.generator import VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
+
+if TYPE_CHECKING:
+    from fsad_lib.foundation.clip import CLIP
+
+__all__ = ["Integration", "Settings", "integrate"]
+
+CHECKPOINT = "integrator.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of one integration; the paper gives `images` (20) and Adam, nothing else.
+
+    Attributes:
+        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator.
+        variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
+        weights: of the VQGAN loss's parts. seed: of everything random.
+    """
+
+    iterations: int = 20
+    images: int = 20
+    augmented: int = 16
+    lam: float = 1.0
+    lr: float = 1e-4
+    variance: str = "estimated"
+    quantized: bool = True
+    update_discriminator: bool = True
+    weights: LossWeights = LossWeights()
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Integration:
+    """What the integrator found.
+
+    Attributes:
+        images: (K * ceil(M / K), 3, H, W) in [0, 1], the chosen set. origin: (K * ceil(M / K),) number of each one's original.
+        chosen: alpha, the iteration that they come from, counted from 1.
+        similarity: cos(z_t, z_v^l) of every iteration, Figure 8; empty without a prompt.
+        losses: for every iteration its parts: mse, vq, and those of the VQGAN loss.
+    """
+
+    images: Tensor
+    origin: Tensor
+    chosen: int
+    similarity: list[float]
+    losses: list[dict[str, float]] = field(repr=False)
+
+
+def integrate(
+    vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = Settings(),
+    folder: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
+) -> Integration:  # fmt: skip
+    """L iterations of generate, score and update; the images of the best iteration.
+
+    Args:
+        vqgan: with discriminator and perceptual distance; it is copied, not changed.
+        x: (K, 3, H, W) original images in [0, 1]. clip, prompt: both, or neither ("without text").
+        folder: where to keep the state after each iteration; a later call with the same arguments goes on from there and ends
+            with the same images, and one with a greater L goes on to there.
+        progress: called with (iterations done, L) after each.
+
+    Raises:
+        FsadError: values out of range, a prompt without CLIP, a state in `folder` that belongs to other arguments, or a loss that
+            is not finite.
+    """
+    _check(x, clip, prompt, settings)
+    s = settings
+    work = VQGAN(copy.deepcopy(vqgan.model), copy.deepcopy(vqgan.discriminator), vqgan.perceptual)
+    generator_parameters = [p.requires_grad_() for p in work.model.parameters()]  # encoder, decoder and codebook vectors: all of them
+    optimizers = {"model": torch.optim.Adam(generator_parameters, s.lr)}
+    if s.lam and s.weights.adversarial and s.update_discriminator:
+        judged = [p.requires_grad_() for p in work._part("discriminator").parameters()]
+        optimizers["discriminator"] = torch.optim.Adam(judged, s.lr, betas=(0.5, 0.9))
+    elif work.discriminator is not None:
+        work.discriminator.eval().requires_grad_(False)
+    x = x.to(work.device)
+    augmented = [augment(image, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation) for k, image in enumerate(x)]
+    each = images_each(s.images, len(x))
+    with torch.no_grad():
+        z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
+
+    fixed = {name: value for name, value in asdict(s).items() if name != "iterations"}
+    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *([] if z_t is None else [z_t]))}
+    state = _resume(folder, key, s.iterations, work, optimizers)
+    similarity, losses, best, chosen = state["similarity"], state["losses"], state["best"], state["chosen"]
+    for iteration in range(len(losses) + 1, s.iterations + 1):
+        if "discriminator" in optimizers:
+            work.discriminator.train()
+        optimizers["model"].zero_grad(set_to_none=True)
+        made, parts = [], []
+        for k, original in enumerate(x):
+            z = work.encode(augmented[k])
+            quantized = work.quantize(z)[:2]
+            d = latent_distribution(quantized[0] if s.quantized else z, s.variance)
+            images = work.decode(sample(d, each, s.seed, iteration, k))  # I+_1 .. I+_M (eq. 3)
+            mse = (original - images).square().mean()  # L_mse (eq. 6)
+            vq = work.loss(augmented[k], s.weights, quantized) if s.lam else None  # L_vq
+            total = mse + s.lam * vq.total if vq else mse  # L = L_mse + lambda L_vq (eq. 7)
+            if not torch.isfinite(total):
+                raise FsadError(f"the loss is {float(total.detach())} in iteration {iteration}; lower lr (now {s.lr}) or lambda (now {s.lam}).")
+            (total / len(x)).backward()
+            made.append(images.detach().clamp(0, 1))
+            parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
+            if "discriminator" in optimizers:
+                _teach(work, optimizers["discriminator"], augmented[k], vq.x_hat)
+        found = torch.cat(made)
+        if z_t is None:
+            better = True
+        else:
+            z_v = clip.encode_image(found).mean(0)  # z_v = E_m[f(I+_m)] (eq. 4)
+            similarity.append(float(F.cosine_similarity(z_t, z_v.to(z_t), dim=0)))
+            better = similarity[-1] > max(similarity[:-1], default=-2.0)
+        if better:  # alpha = argmax_l cos(z_t, z_v^l) (eq. 5)
+            best, chosen = found.cpu(), iteration
+        losses.append({name: sum(p[name] for p in parts) / len(parts) for name in parts[0]})
+        optimizers["model"].step()
+        if folder is not None:
+            _save(Path(folder), {"key": key, "similarity": similarity, "losses": losses, "best": best, "chosen": chosen}, work, optimizers)
+        if progress:
+            progress(iteration, s.iterations)
+    return Integration(best, torch.arange(len(x)).repeat_interleave(each), chosen, similarity, losses)
+
+
+def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)  # also what the generator's step left there
+    work.discriminator_loss(x, x_hat).backward()
+    optimizer.step()
+
+
+def _check(x: Tensor, clip: CLIP | None, prompt: str | None, s: Settings) -> None:
+    if x.ndim != 4 or not len(x):
+        raise FsadError(f"images {tuple(x.shape)} found; expected originals (K, 3, H, W), at least one")
+    if (clip is None) != (prompt is None) or (prompt is not None and not prompt.strip()):
+        raise FsadError("a prompt needs CLIP and CLIP a prompt; give both, or neither to take the last iteration's images")
+    whole = {"iterations": s.iterations, "images": s.images, "augmented": s.augmented}
+    if bad := [f"{name}={n!r}" for name, n in whole.items() if isinstance(n, bool) or not isinstance(n, int) or n < 1]:
+        raise FsadError(f"{', '.join(bad)} found; expected whole numbers of at least 1")
+    if not s.lam >= 0 or not s.lr > 0 or s.variance not in VARIANCES:
+        raise FsadError(f"lam={s.lam}, lr={s.lr}, variance={s.variance!r} found; expected at least 0, above 0, one of {', '.join(VARIANCES)}")
+
+
+# ---------------------------------------------------------------- state on disk
+def _fingerprint(*tensors: Tensor) -> str:
+    import hashlib
+
+    total = hashlib.sha256()
+    for t in tensors:
+        total.update(f"{tuple(t.shape)}".encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _save(folder: Path, state: dict[str, Any], work: VQGAN, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    from fsad_lib.runs import replacing
+
+    state |= {"model": work.model.state_dict(), "optimizers": {name: o.state_dict() for name, o in optimizers.items()}}
+    if "discriminator" in optimizers:
+        state["discriminator"] = work.discriminator.state_dict()
+    with replacing(folder / CHECKPOINT) as part:
+        torch.save(state, part)
+
+
+def _resume(folder: str | Path | None, key: dict, limit: int, work: VQGAN, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    path = Path(folder) / CHECKPOINT if folder is not None else None
+    if path is None or not path.is_file():
+        return {"similarity": [], "losses": [], "best": None, "chosen": 0}
+    try:
+        state = torch.load(path, map_location=work.device, weights_only=True)
+        same = state["key"] == key
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
+        raise FsadError(f"{path} cannot be read ({type(error).__name__}). Remove it to start again.") from error
+    if not same:
+        differ = sorted(name for name in key if state["key"].get(name) != key[name])
+        raise FsadError(f"{path} was left by an integration with other {', '.join(differ)}. Remove it, or give another folder.")
+    if len(state["losses"]) > limit:
+        raise FsadError(f"{path} is {len(state['losses'])} iterations old, more than the {limit} asked for. Remove it, or give another folder.")
+    work.model.load_state_dict(state["model"])
+    if "discriminator" in optimizers:
+        work.discriminator.load_state_dict(state["discriminator"])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    return state

@@ -1,0 +1,237 @@
+"""The four detectors over anomalib: our weights inside, equal steps, seeds, and a defect that stands out."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from fsad_lib import baselines
+from fsad_lib.baselines import _common as common
+from fsad_lib.errors import FsadError
+from fsad_lib.foundation.backbones import Backbone
+
+SIDE = 64
+
+
+def backbone(name="resnet18", side=SIDE):
+    torch.manual_seed(0)
+    return Backbone(timm.create_model(name, pretrained=False), name, side)
+
+
+def normal(n=3, side=SIDE, seed=0):
+    """Smooth stripes under slightly different light."""
+    rng = np.random.default_rng(seed)
+    stripes = 0.5 + 0.2 * np.sin(np.arange(side) / 3)
+    return torch.from_numpy(np.stack([np.broadcast_to(stripes + 0.03 * rng.standard_normal(), (3, side, side)) for _ in range(n)])).float().clamp(0, 1)
+
+
+def defective(n=2, side=SIDE):
+    x = normal(n, side, seed=9).clone()
+    x[:, :, side // 4 : side // 2, side // 4 : side // 2] = 1.0
+    return x
+
+
+def stands_out(detector, side=SIDE):
+    """Defective images score above normal ones, and most where the defect is."""
+    good, _ = detector(normal(3, side, seed=5))
+    bad, maps = detector(defective(2, side))
+    assert maps.shape == (2, side, side) and torch.isfinite(maps).all()
+    inside = maps[:, side // 4 : side // 2, side // 4 : side // 2].mean()
+    return bool(good.max() < bad.min()) and bool(inside > maps.mean())
+
+
+# ---------------------------------------------------------------- what they share
+@pytest.mark.parametrize("n,size,steps", [(1, 4, 3), (5, 2, 10), (7, 7, 2), (3, 1, 4)])
+def test_batches_are_permutations_and_as_many_as_asked(n, size, steps):
+    found = list(common.batches(n, size, steps, seed=1))
+    assert len(found) == steps and all(len(b) == size for b in found)
+    counts = torch.bincount(torch.cat(found), minlength=n)
+    assert counts.max() - counts.min() <= 1, "every image is seen as often as the others"
+    assert [b.tolist() for b in found] == [b.tolist() for b in common.batches(n, size, steps, seed=1)]
+
+
+def test_seeded_draws_alike_and_leaves_the_callers_numbers_alone():
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(3), np.random.seed(3)
+    seen = []
+    for _ in range(2):
+        with common.seeded(7):
+            seen.append((float(torch.rand(1)), np.random.rand()))
+    assert seen[0] == seen[1] and (torch.rand(1), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_anomalibs_extractor_gives_the_backbones_own_features(name):
+    from anomalib.models.components import TimmFeatureExtractor
+
+    source = backbone(name)
+    stages = common.stages_of(source, (8, 16))
+    extractor = TimmFeatureExtractor(name, stages, pre_trained=False)
+    common.use_weights(extractor, source)
+    x = normal(2)
+    found = list(extractor(source.preprocess(x)).values())
+    for ours, theirs in zip(source.features(x), found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not any(p.requires_grad for p in extractor.parameters())
+    with pytest.raises(FsadError, match="are not the backbone's"):
+        common.use_weights(extractor, backbone("tf_efficientnet_lite0" if name == "resnet18" else "resnet18"))
+    with pytest.raises(FsadError, match=r"none of \[64\]"):
+        common.stages_of(source, (8, 64))
+
+
+# ---------------------------------------------------------------- PatchCore
+def test_patchcore():
+    detector = baselines.make("patchcore", backbone=backbone(), coreset=0.25)
+    assert detector.fit(normal()) == []
+    assert (detector.patches_seen, detector.memory_size) == (3 * 8 * 8, 48)
+    assert stands_out(detector)
+    again = baselines.make("patchcore", backbone=backbone(), coreset=0.25)
+    again.fit(normal())
+    assert torch.equal(again(defective())[0], detector(defective())[0])
+    one = [detector(defective()[i : i + 1])[0] for i in range(2)]
+    assert torch.allclose(torch.cat(one), detector(defective())[0], rtol=1e-5), "a score does not depend on its batch"
+
+
+def test_patchcore_memory_of_one_size_in_every_arm():
+    sizes = []
+    for x in (normal(2), normal(6)):
+        detector = baselines.make("patchcore", backbone=backbone(), coreset_size=100, neighbours=1)
+        detector.fit(x)
+        sizes.append(detector.memory_size)
+    assert sizes == [100, 100]
+    detector.coreset_size = 10_000
+    detector.fit(normal(2))
+    assert detector.memory_size == 128
+    maximum = detector.model.nearest_neighbors(detector.model.memory_bank, 1)[0]
+    assert maximum.max() < 1e-2, "every patch is remembered"
+
+
+# ---------------------------------------------------------------- CFlow
+def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch():
+    detector = baselines.make("cflow", backbone=backbone(), coupling_blocks=2, condition=16, lr=3e-3, batch_size=2)
+    seen = []
+    losses = detector.fit(normal(), steps=20, progress=lambda i, n: seen.append((i, n)))
+    assert len(losses) == 20 and seen[-1] == (20, 20) and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert stands_out(detector)
+    x = torch.cat([normal(1, seed=5), defective()])
+    together, alone = detector(x)[0], torch.cat([detector(x[i : i + 1])[0] for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-4)
+    frozen = detector.model.encoder.state_dict()
+    source = detector.backbone.model.state_dict()
+    assert all(torch.equal(value, source[name.removeprefix("feature_extractor.")]) for name, value in frozen.items())
+    again = baselines.make("cflow", backbone=backbone(), coupling_blocks=2, condition=16, lr=3e-3, batch_size=2)
+    assert again.fit(normal(), steps=2) == losses[:2]
+
+
+# ---------------------------------------------------------------- Reverse Distillation
+def test_reverse_distillation_learns():
+    detector = baselines.make("reverse_distillation", backbone=backbone(), batch_size=2)
+    losses = detector.fit(normal(), steps=12)
+    assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
+    assert stands_out(detector)
+    source = detector.backbone.model.state_dict()
+    frozen = detector.model.encoder.state_dict()
+    assert all(torch.equal(value, source[name.removeprefix("feature_extractor.")]) for name, value in frozen.items())
+
+
+def test_reverse_distillation_wants_a_network_that_it_can_mirror():
+    with pytest.raises(FsadError, match="its decoder mirrors the network"):
+        baselines.make("reverse_distillation", backbone=backbone("tf_efficientnet_lite0"))
+    with pytest.raises(FsadError, match="multiple of 32"):
+        baselines.make("reverse_distillation", backbone=backbone(side=60))
+
+
+# ---------------------------------------------------------------- EfficientAD
+def teacher_state(channels=8, medium=False):
+    from anomalib.models.image.efficient_ad import torch_model as parts
+
+    torch.manual_seed(1)
+    return (parts.MediumPatchDescriptionNetwork if medium else parts.SmallPatchDescriptionNetwork)(channels).state_dict()
+
+
+def test_efficientad_teacher_from_either_file(tmp_path):
+    from safetensors.torch import save_file
+
+    from fsad_lib.baselines.efficientad import load_teacher
+
+    torch.save(teacher_state(12), tmp_path / "a.pth")
+    save_file({k: v.half() for k, v in teacher_state(8).items()}, tmp_path / "b.safetensors")
+    torch.save(teacher_state(6, medium=True), tmp_path / "c.pth")
+    assert [load_teacher(tmp_path / n).state_dict()[w].shape[0] for n, w in (("a.pth", "conv4.weight"), ("b.safetensors", "conv4.weight"), ("c.pth", "conv6.weight"))] == [12, 8, 6]
+    torch.save({"x": torch.zeros(1)}, tmp_path / "d.pth")
+    with pytest.raises(FsadError, match="does not hold"):
+        load_teacher(tmp_path / "d.pth")
+    with pytest.raises(FsadError, match="nothing is downloaded"):
+        load_teacher(tmp_path / "none.pth")
+
+
+class Cheap(nn.Module):
+    """The patch description network's geometry (down-sampling by 4, 8 columns lost) at a hundredth of its cost."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.conv4 = nn.Conv2d(3, out, 33, stride=4)
+        self.out_channels = out
+
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.avg_pool2d(x, 4), self.conv4.weight[:, :, :9, :9], self.conv4.bias)
+
+
+def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch):
+    from fsad_lib.baselines import efficientad
+
+    monkeypatch.setattr(efficientad, "EfficientAdModel", _cheap_model)
+    torch.manual_seed(2)
+    detector = efficientad.EfficientAD(Cheap(6).eval(), torch.rand(2, 3, 32, 32), lr=3e-3)
+    x = normal(2, 256)
+    losses = detector.fit(x, steps=6)
+    assert len(losses) == 6 and min(losses[-3:]) < losses[0]
+    q = {k: float(v) for k, v in detector.model.quantiles.items()}
+    assert 0 < q["qa_st"] < q["qb_st"] and 0 < q["qa_ae"] < q["qb_ae"]
+    other = efficientad.EfficientAD(detector.teacher, detector.penalty, lr=3e-3)
+    assert other.fit(x, steps=6, held_out=normal(3, 256, seed=4)) == losses, "the quantiles come after the training"
+    held = {k: float(v) for k, v in other.model.quantiles.items()}
+    assert held["qa_st"] != q["qa_st"]
+    # they are those of the held-out images
+    maps = [other.model.get_maps(image[None])[0] for image in normal(3, 256, seed=4)]
+    assert held["qa_st"] == pytest.approx(float(torch.quantile(torch.cat(maps), 0.9)), rel=1e-4)
+    scores, maps = detector(torch.cat([x, defective(1, 256)]))
+    assert scores.shape == (3,) and maps.shape == (3, 256, 256) and torch.allclose(scores, maps.amax((1, 2)))
+    assert torch.equal(detector.model.teacher.conv4.weight, detector.teacher.conv4.weight)
+
+
+def _cheap_model(channels, size):
+    from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
+
+    model = EfficientAdModel(channels, size)
+    model.teacher, model.student = Cheap(channels), Cheap(2 * channels)
+    return model
+
+
+@pytest.mark.slow
+def test_efficientad_with_its_own_networks():
+    from fsad_lib.baselines.efficientad import EfficientAD, SmallPatchDescriptionNetwork
+
+    teacher = SmallPatchDescriptionNetwork(16)
+    teacher.load_state_dict(teacher_state(16))
+    detector = EfficientAD(teacher.eval(), torch.rand(4, 3, 64, 64))
+    losses = detector.fit(normal(2, 256), steps=30)
+    assert sum(losses[-5:]) < sum(losses[:5]) and stands_out(detector, 256)
+
+
+def test_refusals():
+    from fsad_lib.baselines.efficientad import EfficientAD
+
+    with pytest.raises(FsadError, match="at least 256"):
+        EfficientAD(Cheap(4), torch.rand(1, 3, 32, 32), image_size=128)
+    for kind, settings in (("patchcore", dict(coreset=0.0)), ("patchcore", dict(neighbours=0)), ("cflow", dict(condition=6)), ("cflow", dict(lr=0.0)), ("reverse_distillation", dict(batch_size=0))):
+        with pytest.raises(FsadError):
+            baselines.make(kind, backbone=backbone(), **settings)
+    detector = baselines.make("reverse_distillation", backbone=backbone())
+    with pytest.raises(FsadError, match="call fit first"):
+        detector(normal())
+    for x, steps in ((normal() + 1, 2), (normal()[0], 2), (normal()[:0], 2), (normal(), 0), (normal(), 2.0)):
+        with pytest.raises(FsadError):
+            detector.fit(x, steps=steps)
