@@ -20,8 +20,8 @@ from ...errors import FsadError
 
 __all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
 
-SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "vae": 16, "unet": 32}  # the scripts' defaults; a log's column "batch" says otherwise
-RATE = {"clip_patch16": "images_per_s", "clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}
+SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32}  # the scripts' defaults; a log's column "batch" says otherwise
+RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
 
 
 class Pairs(NamedTuple):
@@ -172,8 +172,9 @@ def edits(
 
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet" -> one row a report, in order of steps (a part repeated after an
-    interruption counts once). Parts without a log are left out.
+    """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", and "clip_more", "unet_more" (which
+    went on from exported weights) -> one row a report, in order of steps (a part repeated after an interruption counts once). Parts
+    without a log are left out.
 
     Raises:
         FsadError: a line that is not JSON with a step.
@@ -218,9 +219,12 @@ def training_curves(logs: dict[str, pd.DataFrame]):
 
     panels = [
         ("clip_patch16", "CLIP, patches of 16: losses", ["contrastive", "state", "joint", "cells"]),
-        ("clip", "CLIP: losses", ["contrastive", "state", "joint", "cells"]), ("vae", "VAE: loss", ["loss"]), ("unet", "U-Net: loss (v)", ["loss"]),
+        ("clip", "CLIP: losses", ["contrastive", "state", "joint", "cells"]),
+        ("clip_more", "CLIP, with a teacher: losses", ["contrastive", "state", "joint", "cells", "teacher"]),
         ("clip_patch16", "patches of 16: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
+        ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
+        ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
         ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
     ]  # fmt: skip
     panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
@@ -233,7 +237,7 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for ax, (part, title, columns) in zip(axes.flat, panels, strict=False):
-            for column, colour in zip(columns, (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE)):
+            for column, colour in zip(columns, (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.GREY)):
                 line = logs[part][["step", column]].dropna()
                 ax.plot(line["step"], line[column], color=colour, label=column.replace("_", " "))
             ax.set_title(title)
