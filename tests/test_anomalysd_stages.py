@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_project import COLOURS, OVERRIDES, write_project
 
 from fsad_lib import runs
-from fsad_lib.anomalysd import stages
+from fsad_lib.anomalysd import figures, stages
 from fsad_lib.datasets import read_images, read_masks
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
@@ -201,6 +201,8 @@ def test_twins_mask_by_mask(project, evaluated):
     assert torch.equal(made.x_hat[outside], made.x[:, None].expand_as(made.x_hat)[outside])
     assert set(made.maps) == {"S1", "S2", "s_ms", "s_pg", "map"} and made.maps["map"].shape == (4, 32, 32)
     assert made.d.shape == (4, 6, 32, 32) and made.decoded.shape == made.x.shape
+    assert set(figures.of_run(open_run(project, "21_synthesize"))) == {"losses", "overview"}
+    assert figures.of_run(open_run(project, "21_synthesize", seed=7)) == {}, "nothing is drawn of what was not run"
 
 
 def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):

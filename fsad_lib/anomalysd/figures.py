@@ -6,6 +6,7 @@ Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from fsad_lib.errors import FsadError
 from fsad_lib.plots import ANOMALOUS, BLUE, GREEN, GREY, INK, NORMAL, ORANGE, STYLE, YELLOW, save_figure, to_pixels
 
-__all__ = ["foregrounds", "loss_curves", "map_strip", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
+__all__ = ["foregrounds", "loss_curves", "map_strip", "of_run", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
 
 COLOURS = {"image_auroc": BLUE, "pixel_auroc": GREEN, "aupro": ORANGE}
 NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
@@ -255,6 +256,7 @@ def write_all(root: str | Path, profile: str = "mini", shots: int = 1) -> list[P
     """The figures of the runs that are complete, into ``root/figures``: sensitivity, and of each data set's lowest seed the loss curves
     and the overview. Nothing is drawn of what was not run."""
     from fsad_lib.profiles import load_profile
+    from fsad_lib.runs import ALL, open_run
     from fsad_lib.tables import anomalysd as tables
 
     a, suffix, written = load_profile(profile).anomalysd, "" if profile == "mini" else f"_{profile}", []
@@ -264,18 +266,20 @@ def write_all(root: str | Path, profile: str = "mini", shots: int = 1) -> list[P
         written += save_figure(figure, f"anomalysd_sensitivity{suffix}", Path(root) / "figures")
     rows = tables.rows_of(root, profile)
     for dataset, found in rows[(rows.shots == shots) & (rows.dataset != "folder")].groupby("dataset"):
-        for name, figure in _of_run(profile, str(dataset), shots, int(found.seed.min())).items():
+        run = open_run(
+            "21_synthesize", "anomalysd", profile=profile, dataset=dataset, category=ALL, shots=shots, seed=int(found.seed.min())
+        )
+        for name, figure in of_run(run).items():
             written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", Path(root) / "figures")
     return written
 
 
-def _of_run(profile: str, dataset: str, shots: int, seed: int) -> dict[str, Figure]:
-    """Loss curves and overview of one run whose products of stage 11 and 21 are on this machine; empty otherwise."""
-    from fsad_lib import datasets, runs
+def of_run(run: Any) -> dict[str, Figure]:
+    """"losses" and "overview" of a run of stage 21 whose products, and those of its stage 11, are on this machine; empty otherwise."""
+    from fsad_lib import datasets
     from fsad_lib.anomalysd import stages
     from fsad_lib.anomalysd.prompts import inference_prompt
 
-    run = runs.open_run("21_synthesize", "anomalysd", profile=profile, dataset=dataset, category=runs.ALL, shots=shots, seed=seed)
     source = stages.tuned_run(run)
     if not run.has("twins.npz") or not source.has("unet.safetensors", "decoder.safetensors", "trace_unet.csv", "trace_decoder.csv"):
         return {}
@@ -285,7 +289,7 @@ def _of_run(profile: str, dataset: str, shots: int, seed: int) -> dict[str, Figu
     mask = datasets.read_masks(row, twins.x.shape[-1])[0] if datasets.has_masks(row) else None
     category = twins.category[index]
     prompt = inference_prompt(tuned.prompts[category], run.profile.anomalysd.prompt_levels)
-    told = f"{dataset}, {category}, {shots} shot{'s' if shots > 1 else ''}, seed {seed}, profile {profile}"
+    told = f"{run.dataset}, {category}, {run.shots} shot{'s' if run.shots > 1 else ''}, seed {run.seed}, profile {run.profile.name}"
     return {
         "losses": loss_curves(tuned.trace_unet, tuned.trace_decoder),
         "overview": overview(tuned.x, tuned.foreground, tuned.trace_unet, twins, index, mask, prompt=prompt, subtitle=told),

@@ -176,7 +176,7 @@ def personalize(run: Run) -> Personalized:
         trace = finetune_unet(
             model, x, [training_prompts(prompts[name], a.prompt_levels) for name in names], where, steps=a.steps_unet, lr=a.lr_unet,
             batch_size=a.train_batch_size, area=a.area, seed=run.seed, gradient_checkpointing=a.gradient_checkpointing,
-            checkpoint=run.scratch("unet.pt"), progress=_report("fine-tune the U-Net"),
+            checkpoint=run.scratch("unet.pt"), checkpoint_every=_every(a.steps_unet), progress=_report("fine-tune the U-Net"),
         )  # fmt: skip
         _keep(run, "unet", trace, model.unet.state_dict())
     if not run.has("decoder.safetensors", "trace_decoder.csv"):
@@ -184,20 +184,26 @@ def personalize(run: Run) -> Personalized:
         trace = finetune_decoder(
             model, x, lpips, beta=a.beta, steps=a.steps_decoder, lr=a.lr_decoder, batch_size=a.train_batch_size, seed=run.seed,
             gradient_checkpointing=a.gradient_checkpointing, checkpoint=run.scratch("decoder.pt"),
-            progress=_report("fine-tune the decoder"),
+            checkpoint_every=_every(a.steps_decoder), progress=_report("fine-tune the decoder"),
         )  # fmt: skip
         _keep(run, "decoder", trace, {str(i): p for i, p in enumerate(decoder_parameters(model.vae))})
     traces = [pd.read_csv(run.product_path(f"trace_{part}.csv")) for part in ("unet", "decoder")]
     return Personalized(x, paths, names, where, prompts, *traces)
 
 
+def _every(steps: int) -> int:
+    """Steps between checkpoints: a large model's state is gigabytes."""
+    return max(50, steps // 8)
+
+
 def _keep(run: Run, part: str, trace: pd.DataFrame, state: dict[str, Tensor]) -> None:
-    """Trace and weights as products, the weights in the profile's precision."""
+    """Trace and weights as products, the weights in the profile's precision; the training's own state is no longer needed."""
     dtype = getattr(torch, run.profile.anomalysd.precision)
     with run.writing(f"trace_{part}.csv") as path:
         trace.to_csv(path, index=False)
     with run.writing(f"{part}.safetensors") as path:
         save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}, path)
+    run.scratch(f"{part}.pt").unlink(missing_ok=True)
 
 
 def load_tuned(run: Run) -> tuple[Inpainting, Lpips]:
