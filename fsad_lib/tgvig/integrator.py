@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.vqgan import VQGAN, LossWeights
-from fsad_lib.tgvig.generator import VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
+from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
+from fsad_lib.tgvig.generator import GENTLE, VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
 
 if TYPE_CHECKING:
     from fsad_lib.foundation.clip import CLIP
@@ -41,7 +41,8 @@ class Settings:
     """Hyper-parameters of one integration; the paper gives `images` (20) and Adam, nothing else.
 
     Attributes:
-        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator.
+        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator; much more throws
+            the colours off in the first steps, which Adam makes as long as it may.
         variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
         weights: of the VQGAN loss's parts. seed: of everything random.
     """
@@ -50,13 +51,16 @@ class Settings:
     images: int = 20
     augmented: int = 16
     lam: float = 1.0
-    lr: float = 1e-4
+    lr: float = 3e-5
     variance: str = "estimated"
     quantized: bool = True
     update_discriminator: bool = True
-    weights: LossWeights = LossWeights()
-    augmentation: Augmentation = Augmentation()
+    weights: LossWeights = TAMING_WEIGHTS
+    augmentation: Augmentation = GENTLE
     seed: int = 0
+
+
+DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Integration:
 
 
 def integrate(
-    vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = Settings(),
+    vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = DEFAULTS,
     folder: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Integration:  # fmt: skip
     """L iterations of generate, score and update; the images of the best iteration.

@@ -90,7 +90,9 @@ def perplexity(index: torch.Tensor, codes: int) -> float:
     return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
 
 
-def train_step(vqgan: VQGAN, optimizers: dict[str, torch.optim.Optimizer], x: torch.Tensor, weights: LossWeights, quantize: bool = True, amp: bool = False) -> tuple[dict[str, float], torch.Tensor, torch.Tensor | None]:
+def train_step(
+    vqgan: VQGAN, optimizers: dict[str, torch.optim.Optimizer], x: torch.Tensor, weights: LossWeights, quantize: bool = True, amp: bool = False
+) -> tuple[dict[str, float], torch.Tensor, torch.Tensor | None]:
     """One step of the autoencoder and, where its weight is not 0, of the discriminator on x (B, 3, H, W) in [0, 1].
 
     Returns:
