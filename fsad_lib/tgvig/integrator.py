@@ -3,7 +3,7 @@
 What the paper leaves open, and what is done here:
 
 - n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says;
-- the N augmented images are drawn once, before the first iteration; the samples are new in every iteration;
+- the N augmented images are the same in every iteration (made anew from their seed, to save memory); the samples are new;
 - one update an iteration, on the very images that were scored;
 - the discriminator goes on learning beside the generator, as in the conventional VQGAN training (`update_discriminator`);
 - z_v is the mean of unit vectors;
@@ -109,7 +109,6 @@ def integrate(
     elif work.discriminator is not None:
         work.discriminator.eval().requires_grad_(False)
     x = x.to(work.device)
-    augmented = [augment(image, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation) for k, image in enumerate(x)]
     each = images_each(s.images, len(x))
     with torch.no_grad():
         z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
@@ -124,12 +123,13 @@ def integrate(
         optimizers["model"].zero_grad(set_to_none=True)
         made, parts = [], []
         for k, original in enumerate(x):
-            z = work.encode(augmented[k])
+            augmented = augment(original, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation)  # I_1 .. I_N, the same each time
+            z = work.encode(augmented)
             quantized = work.quantize(z)[:2]
             d = latent_distribution(quantized[0] if s.quantized else z, s.variance)
             images = work.decode(sample(d, each, s.seed, iteration, k))  # I+_1 .. I+_M (eq. 3)
             mse = (original - images).square().mean()  # L_mse (eq. 6)
-            vq = work.loss(augmented[k], s.weights, quantized) if s.lam else None  # L_vq
+            vq = work.loss(augmented, s.weights, quantized) if s.lam else None  # L_vq
             total = mse + s.lam * vq.total if vq else mse  # L = L_mse + lambda L_vq (eq. 7)
             if not torch.isfinite(total):
                 raise FsadError(f"the loss is {float(total.detach())} in iteration {iteration}; lower lr (now {s.lr}) or lambda (now {s.lam}).")
@@ -137,7 +137,7 @@ def integrate(
             made.append(images.detach().clamp(0, 1))
             parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
             if "discriminator" in optimizers:
-                _teach(work, optimizers["discriminator"], augmented[k], vq.x_hat)
+                _teach(work, optimizers["discriminator"], augmented, vq.x_hat)
         found = torch.cat(made)
         if z_t is None:
             better = True
