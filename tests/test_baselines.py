@@ -128,8 +128,8 @@ def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch():
 # ---------------------------------------------------------------- Reverse Distillation
 def test_reverse_distillation_learns():
     detector = baselines.make("reverse_distillation", backbone=backbone(), batch_size=2)
-    losses = detector.fit(normal(), steps=12)
-    assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
+    losses = detector.fit(normal(), steps=8)
+    assert len(losses) == 8 and losses[-1] < 0.8 * losses[0]
     assert stands_out(detector)
     source = detector.backbone.model.state_dict()
     frozen = detector.model.encoder.state_dict()
@@ -186,12 +186,12 @@ def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch):
     torch.manual_seed(2)
     detector = efficientad.EfficientAD(Cheap(6).eval(), torch.rand(2, 3, 32, 32), lr=3e-3)
     x = normal(2, 256)
-    losses = detector.fit(x, steps=6)
-    assert len(losses) == 6 and min(losses[-3:]) < losses[0]
+    losses = detector.fit(x, steps=4)
+    assert len(losses) == 4 and min(losses[1:]) < losses[0]
     q = {k: float(v) for k, v in detector.model.quantiles.items()}
     assert 0 < q["qa_st"] < q["qb_st"] and 0 < q["qa_ae"] < q["qb_ae"]
     other = efficientad.EfficientAD(detector.teacher, detector.penalty, lr=3e-3)
-    assert other.fit(x, steps=6, held_out=normal(3, 256, seed=4)) == losses, "the quantiles come after the training"
+    assert other.fit(x, steps=4, held_out=normal(3, 256, seed=4)) == losses, "the quantiles come after the training"
     held = {k: float(v) for k, v in other.model.quantiles.items()}
     assert held["qa_st"] != q["qa_st"]
     # they are those of the held-out images

@@ -11,6 +11,7 @@ Importing anomalib takes some seconds; it happens when a detector is made.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from fsad_lib.datasets._common import unknown
@@ -30,14 +31,16 @@ def make(name: str, **settings: Any) -> Any:
     Raises:
         FsadError: an unknown name, or settings that the detector refuses.
     """
-    if name == "patchcore":
-        from fsad_lib.baselines.patchcore import PatchCore as detector
-    elif name == "cflow":
-        from fsad_lib.baselines.cflow import CFlow as detector
-    elif name == "efficientad":
-        from fsad_lib.baselines.efficientad import EfficientAD as detector
-    elif name == "reverse_distillation":
-        from fsad_lib.baselines.reverse_distillation import ReverseDistillation as detector
-    else:
+    if name not in BASELINES:
         raise unknown("baseline", name, BASELINES)
+    with warnings.catch_warnings():  # anomalib's own modules import each other's deprecated names
+        warnings.simplefilter("ignore", FutureWarning)
+        if name == "patchcore":
+            from fsad_lib.baselines.patchcore import PatchCore as detector
+        elif name == "cflow":
+            from fsad_lib.baselines.cflow import CFlow as detector
+        elif name == "efficientad":
+            from fsad_lib.baselines.efficientad import EfficientAD as detector
+        else:
+            from fsad_lib.baselines.reverse_distillation import ReverseDistillation as detector
     return detector(**settings)

@@ -120,6 +120,9 @@ class LossWeights:
     adversarial: float = 0.8
 
 
+TAMING_WEIGHTS = LossWeights()
+
+
 @dataclass(frozen=True)
 class VqLoss:
     """The loss of the autoencoder on a batch, its parts (numbers), and the reconstruction (B, 3, H, W), not clamped."""
@@ -187,7 +190,7 @@ class VQGAN:
         """p(E(x)): images through encoder, codebook and decoder, clamped to [0, 1]."""
         return torch.cat([self.decode(self.quantize(self.encode(part))[0]).clamp(0, 1) for part in x.split(batch_size)])
 
-    def loss(self, x: Tensor, weights: LossWeights = LossWeights(), quantized: tuple[Tensor, Tensor] | None = None) -> VqLoss:
+    def loss(self, x: Tensor, weights: LossWeights = TAMING_WEIGHTS, quantized: tuple[Tensor, Tensor] | None = None) -> VqLoss:
         """The VQGAN loss of the autoencoder, L_vq: |x - x_hat| + LPIPS + codebook + adversarial.
 
         The adversarial part is scaled so that its gradient at the decoder's last layer is as long as that of the first two
@@ -310,7 +313,7 @@ def _squeezed(value: Tensor) -> list[int]:
     return [n for n in value.shape if n != 1]  # a 1 x 1 convolution is a matrix
 
 
-def from_taming(state: Mapping[str, Tensor], path: Path = Path("checkpoint"), groups: int = GROUPS) -> VQGAN:
+def from_taming(state: Mapping[str, Tensor], path: str | Path = "checkpoint", groups: int = GROUPS) -> VQGAN:
     """A VQGAN from the ``state_dict`` of taming-transformers.
 
     Args:
@@ -319,6 +322,7 @@ def from_taming(state: Mapping[str, Tensor], path: Path = Path("checkpoint"), gr
     Raises:
         FsadError: a part is missing or not complete, weights of other sizes, or further layers.
     """
+    path = Path(path)
     model = _architecture(state, path, groups)
     levels = len(model.config.block_out_channels)
     names = {ours: taming_name(ours, levels) for ours in model.state_dict()}
@@ -436,7 +440,7 @@ def _groups(path: Path) -> int:
     return groups
 
 
-def load_vqgan(checkpoint: str | Path, perceptual: str | Path | None = None, device: str | torch.device = "cpu") -> VQGAN:
+def load_vqgan(checkpoint: str | Path, perceptual: str | Path | None = None, device: str = "cpu") -> VQGAN:
     """A VQGAN with everything that its loss needs, in float32, in eval mode; nothing is downloaded.
 
     Args:

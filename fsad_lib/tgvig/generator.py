@@ -52,6 +52,9 @@ class Augmentation:
     kind: str = "aligned"
 
 
+GENTLE = Augmentation()
+
+
 @dataclass(frozen=True)
 class LatentDistribution:
     """N(E_d, Sigma_d) for every latent cell d of one original.
@@ -64,7 +67,7 @@ class LatentDistribution:
     variance: Tensor
 
 
-def augment(x: Tensor, n: int, factor: int, seed: int | str = 0, settings: Augmentation = Augmentation()) -> Tensor:
+def augment(x: Tensor, n: int, factor: int, seed: int | str = 0, settings: Augmentation = GENTLE) -> Tensor:
     """I_1 .. I_N of one original, itself first; deterministic in (seed, i).
 
     Args:
@@ -163,7 +166,7 @@ def images_each(m: int, originals: int) -> int:
 @torch.no_grad()
 def synthesize(
     vqgan: VQGAN, x: Tensor, m: int, n: int = 16, variance: str = "estimated", seed: int | str = 0,
-    augmentation: Augmentation = Augmentation(), quantized: bool = True,
+    augmentation: Augmentation = GENTLE, quantized: bool = True,
 ) -> Tensor:  # fmt: skip
     """I+_1 .. I+_M from a VQGAN as it is, without any update (eq. 3); the integrator is this within its loop.
 

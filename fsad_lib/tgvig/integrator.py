@@ -3,7 +3,7 @@
 What the paper leaves open, and what is done here:
 
 - n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says;
-- the N augmented images are drawn once, before the first iteration; the samples are new in every iteration;
+- the N augmented images are the same in every iteration (made anew from their seed, to save memory); the samples are new;
 - one update an iteration, on the very images that were scored;
 - the discriminator goes on learning beside the generator, as in the conventional VQGAN training (`update_discriminator`);
 - z_v is the mean of unit vectors;
@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.vqgan import VQGAN, LossWeights
-from fsad_lib.tgvig.generator import VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
+from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
+from fsad_lib.tgvig.generator import GENTLE, VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
 
 if TYPE_CHECKING:
     from fsad_lib.foundation.clip import CLIP
@@ -41,7 +41,8 @@ class Settings:
     """Hyper-parameters of one integration; the paper gives `images` (20) and Adam, nothing else.
 
     Attributes:
-        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator.
+        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator; much more throws
+            the colours off in the first steps, which Adam makes as long as it may.
         variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
         weights: of the VQGAN loss's parts. seed: of everything random.
     """
@@ -50,13 +51,16 @@ class Settings:
     images: int = 20
     augmented: int = 16
     lam: float = 1.0
-    lr: float = 1e-4
+    lr: float = 3e-5
     variance: str = "estimated"
     quantized: bool = True
     update_discriminator: bool = True
-    weights: LossWeights = LossWeights()
-    augmentation: Augmentation = Augmentation()
+    weights: LossWeights = TAMING_WEIGHTS
+    augmentation: Augmentation = GENTLE
     seed: int = 0
+
+
+DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Integration:
 
 
 def integrate(
-    vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = Settings(),
+    vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = DEFAULTS,
     folder: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Integration:  # fmt: skip
     """L iterations of generate, score and update; the images of the best iteration.
@@ -105,7 +109,6 @@ def integrate(
     elif work.discriminator is not None:
         work.discriminator.eval().requires_grad_(False)
     x = x.to(work.device)
-    augmented = [augment(image, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation) for k, image in enumerate(x)]
     each = images_each(s.images, len(x))
     with torch.no_grad():
         z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
@@ -120,12 +123,13 @@ def integrate(
         optimizers["model"].zero_grad(set_to_none=True)
         made, parts = [], []
         for k, original in enumerate(x):
-            z = work.encode(augmented[k])
+            augmented = augment(original, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation)  # I_1 .. I_N, the same each time
+            z = work.encode(augmented)
             quantized = work.quantize(z)[:2]
             d = latent_distribution(quantized[0] if s.quantized else z, s.variance)
             images = work.decode(sample(d, each, s.seed, iteration, k))  # I+_1 .. I+_M (eq. 3)
             mse = (original - images).square().mean()  # L_mse (eq. 6)
-            vq = work.loss(augmented[k], s.weights, quantized) if s.lam else None  # L_vq
+            vq = work.loss(augmented, s.weights, quantized) if s.lam else None  # L_vq
             total = mse + s.lam * vq.total if vq else mse  # L = L_mse + lambda L_vq (eq. 7)
             if not torch.isfinite(total):
                 raise FsadError(f"the loss is {float(total.detach())} in iteration {iteration}; lower lr (now {s.lr}) or lambda (now {s.lam}).")
@@ -133,7 +137,7 @@ def integrate(
             made.append(images.detach().clamp(0, 1))
             parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
             if "discriminator" in optimizers:
-                _teach(work, optimizers["discriminator"], augmented[k], vq.x_hat)
+                _teach(work, optimizers["discriminator"], augmented, vq.x_hat)
         found = torch.cat(made)
         if z_t is None:
             better = True

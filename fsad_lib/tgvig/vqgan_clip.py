@@ -35,6 +35,9 @@ class Settings:
     seed: int = 0
 
 
+DEFAULTS = Settings()
+
+
 def spherical_distance(f: Tensor, g: Tensor) -> Tensor:
     """2 arcsin(|f - g| / 2)^2 of unit vectors (..., D): half the squared angle, 0 for equal ones.
 
@@ -58,7 +61,7 @@ def cutouts(x: Tensor, n: int, side: int, least: float, draw: torch.Generator) -
 
 
 def draw(
-    vqgan: VQGAN, clip: CLIP, prompt: str, size: int, start: Tensor | None = None, settings: Settings = Settings(),
+    vqgan: VQGAN, clip: CLIP, prompt: str, size: int, start: Tensor | None = None, settings: Settings = DEFAULTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, list[float]]:  # fmt: skip
     """One image for one prompt.

@@ -1,12 +1,13 @@
 """Train the mini VQGAN (diffusers `VQModel`) on MiniFab with the VQGAN loss.
 
+    python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --steps 12000 --mini data/models/mini --side 64 --until 7000
     python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --steps 12000 --mini data/models/mini
     python -m fsad_lib.foundation.miniatures.train_vqgan --out data/training/vqgan --mini data/models/mini --export
 
 Loss: |x - x_hat| + LPIPS + codebook + adversarial, as in `foundation.vqgan` (Esser et al. 2021). Three things are added for so short a training:
 the first `--warm-up` steps leave the codebook out, and its codes are then drawn from the latents that were learned; codes that are
 hardly used are drawn anew for the first 60 % of the steps; and what is kept is a moving average of the weights. The discriminator sets in
-at `--judge-from` of the steps. Down-sampling by 4 (32 x 32 cells at 128 pixels) or 8 (16 x 16, as many cells as the ImageNet model's
+at `--judge-from` of the steps. First on crops, which cost a quarter, then on whole images, as the VAE (see train_vae). Down-sampling by 4 (32 x 32 cells at 128 pixels) or 8 (16 x 16, as many cells as the ImageNet model's
 256-pixel images have).
 """
 
@@ -89,7 +90,9 @@ def perplexity(index: torch.Tensor, codes: int) -> float:
     return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
 
 
-def train_step(vqgan: VQGAN, optimizers: dict[str, torch.optim.Optimizer], x: torch.Tensor, weights: LossWeights, quantize: bool = True, amp: bool = False) -> tuple[dict[str, float], torch.Tensor, torch.Tensor | None]:
+def train_step(
+    vqgan: VQGAN, optimizers: dict[str, torch.optim.Optimizer], x: torch.Tensor, weights: LossWeights, quantize: bool = True, amp: bool = False
+) -> tuple[dict[str, float], torch.Tensor, torch.Tensor | None]:
     """One step of the autoencoder and, where its weight is not 0, of the discriminator on x (B, 3, H, W) in [0, 1].
 
     Returns:
