@@ -37,9 +37,9 @@ def run(pool, monkeypatch):
 
 @pytest.mark.parametrize("network", ["resnet18", "pdn"])
 def test_training_resumes_and_the_export_is_read_where_it_is_used(network, run, tmp_path):
-    whole = run(network, tmp_path / "a", "--steps", "3")
-    run(network, tmp_path / "b", "--steps", "3", "--until", "2")
-    state = run(network, tmp_path / "b", "--steps", "3")
+    whole = run(network, tmp_path / "a", "--steps", "2")
+    run(network, tmp_path / "b", "--steps", "2", "--until", "1")
+    state = run(network, tmp_path / "b", "--steps", "2")
     assert all(torch.equal(whole["model"][k], state["model"][k]) for k in whole["model"])
     assert json.loads((tmp_path / "a/log.jsonl").read_text().splitlines()[-1])["loss"] > 0
     run(network, tmp_path / "a", "--export")
@@ -60,7 +60,7 @@ def test_training_resumes_and_the_export_is_read_where_it_is_used(network, run, 
         assert load_teacher(file)(torch.rand(1, 3, 256, 256)).shape == (1, t.PDN_CHANNELS, 56, 56)
     other = "pdn" if network == "resnet18" else "resnet18"
     with pytest.raises(FsadError, match="training of"):
-        run(other, tmp_path / "a", "--steps", "3")
+        run(other, tmp_path / "a", "--steps", "2")
     with pytest.raises(FsadError, match="training of"):
         run(other, tmp_path / "a", "--export")
 
