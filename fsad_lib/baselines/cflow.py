@@ -34,10 +34,21 @@ class LikelihoodMap(nn.Module):
 
 
 class CFlow:
-    """Args:
+    """A normalizing flow for each feature map gives every patch a likelihood; unlikely is anomalous.
+
+    Args:
         backbone: weights and image size; feature maps of stride 8, 16 and 32 are taken.
         coupling_blocks, condition: size of the flows; the paper's defaults.
         fibers: patches of one optimizer step within an image batch. lr: of Adam. batch_size: images a step of `fit`.
+
+    Example:
+        >>> import timm
+        >>> detector = CFlow(Backbone(timm.create_model("resnet18"), "resnet18", 64), coupling_blocks=1, condition=8)
+        >>> len(detector.fit(torch.rand(2, 3, 64, 64), steps=2)), detector(torch.rand(3, 3, 64, 64))[0].shape
+        (2, torch.Size([3]))
+
+    Raises:
+        FsadError: values out of range, or a backbone without maps of these strides.
     """
 
     name = "cflow"

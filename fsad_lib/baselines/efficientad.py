@@ -54,11 +54,16 @@ def load_teacher(path: str | Path) -> nn.Module:
 
 
 class EfficientAD:
-    """Args:
+    """Anomalous is where the student, trained on normal images, differs from the teacher or from the autoencoder.
+
+    Args:
         teacher: of :func:`load_teacher`; the student has its layers, with twice as many channels in the last.
         penalty: (P, 3, H, W) images of other things in [0, 1]; one is drawn in each step.
         image_size: pixels, at least 256.
         lr, weight_decay: of Adam; the rate falls to a tenth for the last 5 % of the steps. One image a step, as in the paper.
+
+    Raises:
+        FsadError: values out of range, or penalty images of another form.
     """
 
     name = "efficientad"

@@ -13,7 +13,9 @@ from fsad_lib.foundation.backbones import Backbone
 
 
 class PatchCore:
-    """Args:
+    """A memory of normal patches, thinned to a coreset.
+
+    Args:
         backbone: weights and image size; feature maps of stride 8 and 16 are taken.
         coreset: share of the patches that is kept, in (0, 1]; the paper: 0.01 to 0.25, anomalib: 0.1.
         coreset_size: a number of patches instead, so that arms with different numbers of images get memories of one size (all are
@@ -22,6 +24,18 @@ class PatchCore:
 
     Attributes:
         memory_size: patches in the memory after `fit`; patches_seen: before the coreset was chosen.
+
+    Example:
+        >>> import timm
+        >>> detector = PatchCore(Backbone(timm.create_model("resnet18"), "resnet18", 64), coreset_size=50)
+        >>> detector.fit(torch.rand(2, 3, 64, 64)), detector.patches_seen, detector.memory_size
+        ([], 128, 50)
+        >>> scores, maps = detector(torch.rand(3, 3, 64, 64))
+        >>> scores.shape, maps.shape
+        (torch.Size([3]), torch.Size([3, 64, 64]))
+
+    Raises:
+        FsadError: values out of range, or a backbone without maps of these strides.
     """
 
     name = "patchcore"

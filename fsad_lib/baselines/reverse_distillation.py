@@ -16,10 +16,15 @@ NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resne
 
 
 class ReverseDistillation:
-    """Args:
+    """Where the decoder, trained on normal images, does not restore the encoder's features, the image is anomalous.
+
+    Args:
         backbone: weights and image size, one of `NETWORKS`: anomalib builds bottleneck and decoder as mirrors of a network that
             it knows by NAME, so another cannot be used. The image size has to be a multiple of 32.
         lr: of Adam (betas 0.5 and 0.99). batch_size: images a step. Both as anomalib's and the paper's.
+
+    Raises:
+        FsadError: another network, an image size that does not fit, or values out of range.
     """
 
     name = "reverse_distillation"

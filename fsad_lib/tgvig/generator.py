@@ -145,6 +145,10 @@ def sample(distribution: LatentDistribution, m: int, *key: int | str) -> Tensor:
     """z_1 .. z_M (M, C, h, w) = E + sqrt(Sigma) * eps, differentiable in E and Sigma; image j draws from ``generator(*key, j)``.
 
     Where the variance is 0 the gradient of its root is taken as 0, not infinite.
+
+    Example:
+        >>> sample(LatentDistribution(torch.zeros(2, 4, 4), torch.ones(2, 4, 4)), 3, 0).shape
+        torch.Size([3, 2, 4, 4])
     """
     mean, variance = distribution.mean, distribution.variance
     eps = torch.stack([torch.randn(mean.shape, generator=generator(*key, "sample", j)) for j in range(m)]).to(mean)
@@ -175,6 +179,12 @@ def synthesize(
 
     Returns:
         (K * ceil(M / K), 3, H, W) in [0, 1], the images of the first original first.
+
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4))
+        >>> synthesize(vqgan, torch.rand(2, 3, 16, 16), m=5, n=3).shape
+        torch.Size([6, 3, 16, 16])
     """
     out = []
     for k, original in enumerate(x):

@@ -94,6 +94,13 @@ def integrate(
             with the same images, and one with a greater L goes on to there.
         progress: called with (iterations done, L) after each.
 
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4))
+        >>> found = integrate(vqgan, torch.rand(1, 3, 16, 16), settings=Settings(iterations=2, images=3, augmented=2, lam=0.0))
+        >>> found.images.shape, found.chosen, len(found.losses)
+        (torch.Size([3, 3, 16, 16]), 2, 2)
+
     Raises:
         FsadError: values out of range, a prompt without CLIP, a state in `folder` that belongs to other arguments, or a loss that
             is not finite.
