@@ -139,6 +139,13 @@ def test_tagged_runs_stay_out(tmp_path):
     assert set(tables.collect(tmp_path, tag="set-1").seed) == {1}
 
 
+def test_a_users_own_folder_stays_out_of_tables_and_committed_rows(tmp_path):
+    fake_run(tmp_path, "elpv", "mono", 4, 0, groups=False)
+    fake_run(tmp_path, "folder", "clamp", 4, 0, groups=False)
+    assert set(tables.collect(tmp_path).dataset) == {"elpv"}
+    assert "clamp" not in tables.write_results(tmp_path).read_text()
+
+
 def test_broken_or_impossible_metrics_name_the_file(tmp_path):
     folder = fake_run(tmp_path, "elpv", "mono", 4, 0)
     for text in ("{", '{"rows": [{"method": "adp", "part": "sum"}]}', '{"rows": [{"method": "adp", "part": "sum", "image_auroc": 95.0}]}'):

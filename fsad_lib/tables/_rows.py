@@ -112,6 +112,9 @@ def collect(root: str | Path | None = None, profile: str = "mini", paper: str = 
         paper: which method's evaluate runs ("adp" or "anomalysd").
         tag: only runs with this tag; untagged ones by default, so that experiments never enter a table.
 
+    Runs on a user's own folder are left out: their results lie in the run's folder, and tables that are committed or shared must not
+    depend on whose machine drew them.
+
     Returns:
         One row per run, method, part and group; columns :data:`COLUMNS`, metrics in [0, 1], empty when nothing ran.
         ``attrs["stale"]`` lists the runs left out because they no longer match the code, the data or the models; a run
@@ -122,6 +125,7 @@ def collect(root: str | Path | None = None, profile: str = "mini", paper: str = 
     """
     root = Path(root or project_root()).resolve()
     paths = sorted((root / "data" / "runs" / profile).glob(f"*/*/[0-9][0-9]_evaluate_{paper}/k*_seed*/metrics.json"))
+    paths = [path for path in paths if path.parts[-5] != "folder"]
     stamps = tuple(path.stat().st_mtime_ns for path in paths)
     table = _collected(root, profile, paper, tag, tuple(paths), stamps)
     copy = table.copy()

@@ -71,10 +71,10 @@ LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 def rows_of(root: str | Path | None = None, profile: str = "mini", tag: str = "") -> pd.DataFrame:
-    """The metric rows of complete runs, see :func:`fsad_lib.tables.collect`: of all categories together, or of a user's folder."""
+    """The metric rows of complete runs of all categories together, see :func:`fsad_lib.tables.collect`."""
     table = collect(root, profile, "anomalysd", tag)
     run_category = table["folder"].map(lambda folder: Path(folder).parts[-3]).astype(object)
-    kept = table[(run_category == ALL) | (table["dataset"] == "folder")]
+    kept = table[run_category == ALL]
     kept.attrs["stale"] = table.attrs["stale"]
     return kept
 
