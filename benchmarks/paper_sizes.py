@@ -1,15 +1,17 @@
 """The paper profile at its true sizes: does every stage run, how long does it take, how much memory does it need?
 
     python benchmarks/paper_sizes.py --dry-run                    the sizes alone, seconds
-    python benchmarks/paper_sizes.py --image-size 256             a few steps of every stage (about 9 GB of disk)
+    python benchmarks/paper_sizes.py --image-size 256             a few steps of every stage of ADP (about 9 GB of disk)
+    python benchmarks/paper_sizes.py --method anomalysd           the same of AnomalySD (about 5 GB, and 11 GB for a moment)
 
-Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 (U-Net, VAE, text encoder) and of
-OpenCLIP's ViT-H/14 and ViT-B/16-plus-240, in the layouts that the paper profile reads, then runs each stage in a process of its own,
-so that its memory is its own and is given back. Random weights say nothing about scores: they show that shapes, keys, dtypes and memory
+Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 and of Stable Diffusion 1.5 inpainting
+(U-Net, VAE, text encoder) and of OpenCLIP's ViT-H/14 and ViT-B/16-plus-240, in the layouts that the paper profile reads, then runs each
+stage in a process of its own, so that its memory is its own and is given back. Random weights say nothing about scores: they show that shapes, keys, dtypes and memory
 fit. Resumable: a checkpoint that is written and a stage that has run are not repeated. Delete the folder afterwards.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -28,7 +30,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from fsad_lib.profiles import load_profile  # noqa: E402
-from fsad_lib.runs import open_run, replacing, write_json  # noqa: E402
+from fsad_lib.runs import Run, open_run, replacing, write_json  # noqa: E402
 
 # The published configurations of Stable Diffusion 2.1.
 UNET = dict(
@@ -50,13 +52,19 @@ SCHEDULER = dict(
     _class_name="DDIMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
     prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1, clip_sample=False, trained_betas=None,
 )  # fmt: skip
-STAGES = ("10_personalize", "20_synthesize", "40_evaluate")
+# What Stable Diffusion 1.5 inpainting has of its own: OpenAI's ViT-L/14 text tower, nine channels, convolutions as projections.
+TEXT_15 = TEXT | dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu")
+UNET_15 = UNET | dict(sample_size=64, in_channels=9, attention_head_dim=8, cross_attention_dim=768, use_linear_projection=False, upcast_attention=False)
+SCHEDULER_15 = SCHEDULER | dict(prediction_type="epsilon")
+STAGES = {
+    "adp": ("10_personalize", "20_synthesize", "40_evaluate"), "anomalysd": ("11_personalize", "21_synthesize", "41_evaluate"),
+}  # fmt: skip
 
 
-def _unet() -> torch.nn.Module:
+def _unet(config: dict) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_config(UNET)
+    return UNet2DConditionModel.from_config(config)
 
 
 def _vae() -> torch.nn.Module:
@@ -65,29 +73,36 @@ def _vae() -> torch.nn.Module:
     return AutoencoderKL.from_config(VAE)
 
 
-def _text() -> torch.nn.Module:
+def _text(config: dict) -> torch.nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(**TEXT))
+    return CLIPTextModel(CLIPTextConfig(**config))
 
 
 def _clip(name: str) -> Callable[[], torch.nn.Module]:
     return lambda: open_clip.CLIP(**open_clip.get_model_config(name))
 
 
-def parts() -> dict[str, tuple[str, dict | None, Callable[[], torch.nn.Module]]]:
-    """What -> (weights file within the folder, configuration written beside it, the model)."""
+def parts(method: str = "adp") -> dict[str, tuple[str, dict | None, Callable[[], torch.nn.Module]]]:
+    """What a method needs -> (weights file within the folder, configuration written beside it, the model)."""
     profile = load_profile("paper")
     sd, h, b = (getattr(profile, section).checkpoint for section in ("diffusion", "clip", "winclip_clip"))
+    if method == "anomalysd":
+        clips = {f"CLIP {profile.winclip_clip.architecture}": (f"{b}/open_clip_model.safetensors", None, _clip(profile.winclip_clip.architecture))}
+        return clips | _diffusion_parts("SD 1.5 inpainting", profile.inpainting.checkpoint, UNET_15, TEXT_15)
     clips = {
         f"CLIP {c.architecture}": (f"{folder}/open_clip_model.safetensors", None, _clip(c.architecture))
         for folder, c in ((h, profile.clip), (b, profile.winclip_clip))
     }
+    return clips | _diffusion_parts("SD 2.1", sd, UNET, TEXT)
+
+
+def _diffusion_parts(what: str, folder: str, unet: dict, text: dict) -> dict[str, tuple[str, dict | None, Callable[[], torch.nn.Module]]]:
     name = "diffusion_pytorch_model.safetensors"
-    return clips | {
-        "SD 2.1 text encoder": (f"{sd}/text_encoder/model.safetensors", TEXT | {"model_type": "clip_text_model"}, _text),
-        "SD 2.1 U-Net": (f"{sd}/unet/{name}", UNET | {"_class_name": "UNet2DConditionModel"}, _unet),
-        "SD 2.1 VAE": (f"{sd}/vae/{name}", VAE | {"_class_name": "AutoencoderKL"}, _vae),
+    return {
+        f"{what} text encoder": (f"{folder}/text_encoder/model.safetensors", text | {"model_type": "clip_text_model"}, lambda: _text(text)),
+        f"{what} U-Net": (f"{folder}/unet/{name}", unet | {"_class_name": "UNet2DConditionModel"}, lambda: _unet(unet)),
+        f"{what} VAE": (f"{folder}/vae/{name}", VAE | {"_class_name": "AutoencoderKL"}, _vae),
     }
 
 
@@ -111,11 +126,11 @@ def random_weight(name: str, shape: torch.Size, noise: torch.Generator) -> torch
     return torch.randn(shape, generator=noise).mul_(0.02)
 
 
-def write_checkpoints(folder: Path, dtype: torch.dtype) -> None:
-    """Every checkpoint of the paper profile under ``folder``, atomically; those that are there stay."""
+def write_checkpoints(folder: Path, dtype: torch.dtype, method: str = "adp") -> None:
+    """Every checkpoint that a method needs in the paper profile under ``folder``, atomically; those that are there stay."""
     from fsad_lib.foundation.diffusion import write_tokenizer
 
-    for index, (what, (name, config, make)) in enumerate(parts().items()):
+    for index, (what, (name, config, make)) in enumerate(parts(method).items()):
         file = folder / name
         if file.is_file():
             continue
@@ -133,9 +148,10 @@ def write_checkpoints(folder: Path, dtype: torch.dtype) -> None:
         with replacing(file) as temporary:
             save_file(state, temporary, {"format": "pt"})
         del state
-    sd = folder / load_profile("paper").diffusion.checkpoint
-    write_json(sd / "scheduler/scheduler_config.json", SCHEDULER)
-    write_json(sd / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    section = "inpainting" if method == "anomalysd" else "diffusion"
+    sd = folder / getattr(load_profile("paper"), section).checkpoint
+    write_json(sd / "scheduler/scheduler_config.json", SCHEDULER_15 if method == "anomalysd" else SCHEDULER)
+    write_json(sd / "model_index.json", {"_class_name": f"StableDiffusion{'Inpaint' if method == 'anomalysd' else ''}Pipeline"})
     write_tokenizer(sd / "tokenizer")
 
 
@@ -150,35 +166,60 @@ def write_images(folder: Path) -> None:
         Image.fromarray(pixels).resize((512, 512)).save(folder / name / "0.png")
 
 
+def overrides(args: argparse.Namespace) -> str:
+    """As few steps as the arguments say."""
+    if args.method == "anomalysd":
+        values = {
+            "perceptual.checkpoint": str(ROOT / "data/models/mini/lpips"), "inpainting.image_size": args.image_size,
+            "anomalysd.steps_unet": args.steps, "anomalysd.steps_decoder": args.steps, "anomalysd.train_batch_size": args.batch_size,
+            "anomalysd.num_inference_steps": 5, "anomalysd.scales": [2], "anomalysd.precision": args.precision,
+        }  # fmt: skip
+    else:
+        values = {
+            "diffusion.image_size": args.image_size, "adp.steps_ti": args.steps, "adp.steps_normal": args.steps,
+            "adp.steps_anomaly": args.steps, "adp.batch_size": args.batch_size, "adp.templates": args.templates,
+            "adp.n_pseudo": 1, "adp.n_pseudo_tuning": 1, "adp.num_inference_steps": 2 * args.steps,
+        }  # fmt: skip
+    return ",".join(f"{key}={json.dumps(value)}" for key, value in ({"models_root": str(args.folder)} | values).items())
+
+
+def load(run: Run, stage: str, method: str) -> list[torch.nn.Module]:
+    """What a stage holds in memory. ADP's are kept for the stage itself; AnomalySD loads its own anew, since fine-tuning changes them."""
+    from fsad_lib.foundation.backbones import load_backbone
+
+    p = run.profile
+    if method == "anomalysd":
+        from fsad_lib.anomalysd import stages
+
+        model, lpips = stages.load_models(p)
+        return [model.text_encoder, model.unet, model.vae, lpips]
+    from fsad_lib.adp import stages
+
+    if stage == "40_evaluate":
+        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, stages._device()) for s in ("clip", "winclip_clip")]
+        return [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
+    clip, diffusion = stages.load_models(p)
+    return [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]
+
+
 def run_stage(stage: str, args: argparse.Namespace) -> dict:
     """Load what the stage needs, run it; seconds, peak memory, number of parameters in memory."""
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from fsad_lib.adp import stages
-    from fsad_lib.foundation.backbones import load_backbone
-
+    stages = importlib.import_module(f"fsad_lib.{args.method}.stages")
     project = args.folder / "project"
     os.environ["FSAD_HOME"] = str(project)
     write_images(project / "parts/part")
-    overrides = {
-        "models_root": str(args.folder), "diffusion.image_size": args.image_size, "adp.steps_ti": args.steps,
-        "adp.steps_normal": args.steps, "adp.steps_anomaly": args.steps, "adp.batch_size": args.batch_size, "adp.templates": args.templates,
-        "adp.n_pseudo": 1, "adp.n_pseudo_tuning": 1, "adp.num_inference_steps": 2 * args.steps,
-    }  # fmt: skip
-    text = ",".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-    run = open_run(stage, "adp", profile="paper", dataset="folder", category="part", shots=1, seed=0, data_root=str(project / "parts"),
-                   overrides=text)  # fmt: skip
+    run = open_run(stage, args.method, profile="paper", dataset="folder", category="part", shots=1, seed=0, data_root=str(project / "parts"),
+                   overrides=overrides(args))  # fmt: skip
     run.check_inputs()
     _ = run.fingerprint  # reads the checkpoints once, for the record of the run
 
-    p, device = run.profile, stages._device()
+    device = stages._device()
     started, worked = time.perf_counter(), time.process_time()
-    if stage == "40_evaluate":
-        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, device) for s in ("clip", "winclip_clip")]
-        models = [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
-    else:
-        clip, diffusion = stages.load_models(p)
-        models = [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]
+    models = load(run, stage, args.method)
+    parameters = sum(q.numel() for model in models for q in model.parameters())
+    del models
     loaded, worked_loading = time.perf_counter(), time.process_time()
     getattr(stages, stage.partition("_")[2])(run)
     if device == "cuda":
@@ -188,8 +229,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict:
     return {
         "load_seconds": loaded - started, "seconds": ended - loaded, "load_processor_seconds": worked_loading - worked,
         "processor_seconds": time.process_time() - worked_loading, "device": device, "threads": torch.get_num_threads(),
-        "parameters": sum(q.numel() for model in models for q in model.parameters()),
-        "rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
+        "parameters": parameters, "rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
         "cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
     }  # fmt: skip
 
@@ -200,10 +240,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def sizes(dtype: torch.dtype) -> str:
+def sizes(dtype: torch.dtype, method: str = "adp") -> str:
     """Parameters and bytes on disk of each checkpoint, as Markdown."""
     rows, total = [], 0
-    for what, (_, _, make) in parts().items():
+    for what, (_, _, make) in parts(method).items():
         n = count(make)
         total += n
         rows.append([what, f"{n:,}", f"{n * dtype.itemsize / 1e9:.2f}"])
@@ -213,36 +253,38 @@ def sizes(dtype: torch.dtype) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=tuple(STAGES), default="adp")
     parser.add_argument("--folder", type=Path, default=ROOT / "data/models/paper-random", help="where the checkpoints go")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on disk; computed in float32 always")
     parser.add_argument("--image-size", type=int, default=768, help="of the diffusion model, a multiple of 64")
     parser.add_argument("--steps", type=int, default=2, help="training steps of each word, and denoising steps of an edit")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of AnomalySD's U-Net; ADP computes in float32")
     parser.add_argument("--templates", type=int, default=27)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     parser.add_argument("--dry-run", action="store_true", help="print the sizes and stop")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=sum(STAGES.values(), ()), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.folder = args.folder.resolve()
     dtype = getattr(torch, args.dtype)
     if args.stage:
         write_json(args.folder / "measured.json", run_stage(args.stage, args))
         return 0
-    print(sizes(dtype))
+    print(sizes(dtype, args.method))
     if args.dry_run:
         return 0
 
-    write_checkpoints(args.folder, dtype)
+    write_checkpoints(args.folder, dtype, args.method)
     store = args.folder / "results.json"
     results = json.loads(store.read_text()) if store.is_file() else {}
-    for stage in STAGES:
+    for stage in STAGES[args.method]:
         key = f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}"
         if key not in results:
             print(f"running {stage}", file=sys.stderr, flush=True)
             subprocess.run([sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--stage", stage], check=True)
             results[key] = json.loads((args.folder / "measured.json").read_text())
             write_json(store, results)
-    keys = [f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}" for stage in STAGES]
+    keys = [f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}" for stage in STAGES[args.method]]
     rows = []
     for stage, r in ((key.split()[0], results[key]) for key in keys):
         gpu = [f"{r['cuda_gib']:.1f}"] if r["cuda_gib"] is not None else []

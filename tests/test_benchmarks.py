@@ -15,7 +15,8 @@ from fsad_lib.adp import stages
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PUBLISHED = {
     "CLIP ViT-H-14": 986_109_441, "CLIP ViT-B-16-plus-240": 208_377_345, "SD 2.1 text encoder": 340_387_840,
-    "SD 2.1 U-Net": 865_910_724, "SD 2.1 VAE": 83_653_863,
+    "SD 2.1 U-Net": 865_910_724, "SD 2.1 VAE": 83_653_863, "SD 1.5 inpainting text encoder": 123_060_480,
+    "SD 1.5 inpainting U-Net": 859_535_364, "SD 1.5 inpainting VAE": 83_653_863,
 }  # fmt: skip
 """Parameters as open_clip's table and the model cards of Stable Diffusion give them."""
 
@@ -33,23 +34,26 @@ def paper_sizes():
 
 
 def test_true_sizes(paper_sizes):
-    assert {what: paper_sizes.count(make) for what, (_, _, make) in paper_sizes.parts().items()} == PUBLISHED
+    every = paper_sizes.parts("adp") | paper_sizes.parts("anomalysd")
+    assert {what: paper_sizes.count(make) for what, (_, _, make) in every.items()} == PUBLISHED
 
 
 @pytest.fixture
 def shrunk(paper_sizes, monkeypatch, tmp_path):
     """The same script over tiny configurations."""
     small = dict(block_out_channels=[32, 32], layers_per_block=1)
-    monkeypatch.setattr(paper_sizes, "UNET", paper_sizes.UNET | small | dict(
-        sample_size=8, attention_head_dim=8, cross_attention_dim=tiny.WIDTH,
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-    ))  # fmt: skip
+    for unet in ("UNET", "UNET_15"):
+        monkeypatch.setattr(paper_sizes, unet, getattr(paper_sizes, unet) | small | dict(
+            sample_size=8, attention_head_dim=8, cross_attention_dim=tiny.WIDTH,
+            down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        ))  # fmt: skip
     monkeypatch.setattr(paper_sizes, "VAE", paper_sizes.VAE | small | dict(
         sample_size=16, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
     ))  # fmt: skip
-    monkeypatch.setattr(paper_sizes, "TEXT", paper_sizes.TEXT | dict(
-        hidden_size=tiny.WIDTH, intermediate_size=4 * tiny.WIDTH, num_hidden_layers=2, num_attention_heads=2,
-    ))  # fmt: skip
+    for text in ("TEXT", "TEXT_15"):
+        monkeypatch.setattr(paper_sizes, text, getattr(paper_sizes, text) | dict(
+            hidden_size=tiny.WIDTH, intermediate_size=4 * tiny.WIDTH, num_hidden_layers=2, num_attention_heads=2,
+        ))  # fmt: skip
     for name in ("ViT-H-14", "ViT-B-16-plus-240"):
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE)
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
@@ -59,13 +63,17 @@ def shrunk(paper_sizes, monkeypatch, tmp_path):
     stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
 
 
-def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path):
-    shrunk.write_checkpoints(tmp_path / "models", torch.float16)
+@pytest.mark.parametrize("method", ["adp", "anomalysd"])
+def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path, method):
+    shrunk.write_checkpoints(tmp_path / "models", torch.float16, method)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*.safetensors")}
-    assert len(before) == 5
-    shrunk.write_checkpoints(tmp_path / "models", torch.float16)
+    assert len(before) == len(shrunk.parts(method))
+    shrunk.write_checkpoints(tmp_path / "models", torch.float16, method)
     assert before == {file: file.stat().st_mtime_ns for file in before}, "what is written stays"
-    args = argparse.Namespace(folder=tmp_path / "models", device="cpu", image_size=16, steps=1, batch_size=1, templates=2)
-    for stage in shrunk.STAGES:
+    args = argparse.Namespace(
+        folder=tmp_path / "models", method=method, device="cpu", image_size=16 if method == "adp" else 32, steps=1, batch_size=1,
+        templates=2, precision="float32",
+    )
+    for stage in shrunk.STAGES[method]:
         measured = shrunk.run_stage(stage, args)
         assert measured["seconds"] > 0 and measured["rss_gib"] > 0 and measured["parameters"] > 10_000
