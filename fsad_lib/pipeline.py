@@ -28,9 +28,10 @@ IDENTITY = ("profile", "dataset", "category", "shots", "seed")
 STAGES = {
     "adp": ("10_personalize_adp", "20_synthesize_adp", "40_evaluate_adp"),
     "anomalysd": ("11_personalize_anomalysd", "21_synthesize_anomalysd", "41_evaluate_anomalysd"),
+    "tgvig": ("22_synthesize_tgvig", "32_augment_tgvig", "42_evaluate_tgvig"),
 }
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
-TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "40": 25.0, "41": 900.0, "50": 30.0}
+TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0}
 """A first guess of a mini stage's time, until this machine has finished runs to learn from."""
 
 
@@ -282,7 +283,7 @@ def _preflight(
 
     problems: dict[tuple[str, str] | None, str] = {}
     try:
-        missing_checkpoints(profile, sections(method))
+        missing_checkpoints(profile, sections(method, profile))
     except FsadError as error:
         problems[None] = str(error)
     for pair in pairs:

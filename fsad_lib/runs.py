@@ -33,6 +33,8 @@ UPSTREAM = {
     ("40_evaluate", "adp"): ("10_personalize", "20_synthesize"),
     ("21_synthesize", "anomalysd"): ("11_personalize",),
     ("41_evaluate", "anomalysd"): ("11_personalize",),
+    ("32_augment", "tgvig"): ("22_synthesize",),
+    ("42_evaluate", "tgvig"): ("22_synthesize", "32_augment"),
 }
 """(stage, method) -> the earlier stages whose products it uses."""
 
@@ -397,14 +399,14 @@ def _manifest(root: Path, dataset: str, category: str, data_root: str, seed: int
 
 
 @lru_cache(maxsize=16)
-def _models(root: Path, dump: str, profile: Any, method: str = "") -> dict[str, list]:
+def _models(root: Path, dump: str, profile: Any, method: str = "", stage: str = "") -> dict[str, list]:
     from fsad_lib.profiles import sections
 
     # the miniatures of two methods share a folder: neither method depends on the other's U-Net
     own = {"diffusion": "unet_inpainting"}
     if (profile.path("inpainting") / "unet_inpainting").is_dir():
         own["inpainting"] = "unet"
-    return {section: _tree_hash(profile.path(section), own.get(section, "")) for section in sections(method)}
+    return {section: _tree_hash(profile.path(section), own.get(section, "")) for section in sections(method, profile, stage)}
 
 
 def members(method: str, dataset: str, category: str, data_root: str = "") -> list[str]:
@@ -537,7 +539,7 @@ class Run:
         from fsad_lib.profiles import missing_checkpoints, sections
 
         problems = []
-        for check in (lambda: missing_checkpoints(self.profile, sections(self.method)), self.table):
+        for check in (lambda: missing_checkpoints(self.profile, sections(self.method, self.profile, self.stage)), self.table):
             try:
                 check()
             except FsadError as error:
@@ -665,13 +667,13 @@ def _describe(run: Run) -> dict[str, Any]:
     resolved = {
         section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
         for section, value in dump.items()
-        if section not in ("models_root", "name", *FOREIGN.get(run.method, ()))
+        if section not in ("models_root", "name", *FOREIGN.get(run.method, ()), *FOREIGN.get((run.stage, run.method), ()))
     }
     described = {
         "identity": {k: v for k, v in i.items() if k != "tag"},
         "params": run.params,
         "profile": resolved,
-        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile, run.method),
+        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile, run.method, run.stage),
         "data": data[i["category"]] if single else data,
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),

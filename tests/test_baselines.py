@@ -41,6 +41,17 @@ def stands_out(detector, side=SIDE):
     return bool(good.max() < bad.min()) and bool(inside > maps.mean())
 
 
+def survives_the_disk(detector, fresh, path, side=SIDE):
+    """A fresh detector with the saved state gives the same scores and maps, and refuses a state that is not its own."""
+    from safetensors.torch import load_file, save_file
+
+    save_file(detector.state(), path)
+    again, x = fresh.load(load_file(path)), defective(1, side)
+    assert all(torch.equal(a, b) for a, b in zip(again(x), detector(x), strict=True))
+    with pytest.raises(FsadError, match="saved"):
+        fresh.load({"other": torch.zeros(1)})
+
+
 # ---------------------------------------------------------------- what they share
 @pytest.mark.parametrize("n,size,steps", [(1, 4, 3), (5, 2, 10), (7, 7, 2), (3, 1, 4)])
 def test_batches_are_permutations_and_as_many_as_asked(n, size, steps):
@@ -82,7 +93,7 @@ def test_anomalibs_extractor_gives_the_backbones_own_features(name):
 
 
 # ---------------------------------------------------------------- PatchCore
-def test_patchcore():
+def test_patchcore(tmp_path):
     detector = baselines.make("patchcore", backbone=backbone(), coreset=0.25)
     assert detector.fit(normal()) == []
     assert (detector.patches_seen, detector.memory_size) == (3 * 8 * 8, 48)
@@ -92,6 +103,7 @@ def test_patchcore():
     assert torch.equal(again(defective())[0], detector(defective())[0])
     one = [detector(defective()[i : i + 1])[0] for i in range(2)]
     assert torch.allclose(torch.cat(one), detector(defective())[0], rtol=1e-5), "a score does not depend on its batch"
+    survives_the_disk(detector, baselines.make("patchcore", backbone=backbone(), coreset=0.25), tmp_path / "memory.safetensors")
 
 
 def test_patchcore_memory_of_one_size_in_every_arm():
@@ -109,7 +121,7 @@ def test_patchcore_memory_of_one_size_in_every_arm():
 
 
 # ---------------------------------------------------------------- CFlow
-def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch():
+def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch(tmp_path):
     detector = baselines.make("cflow", backbone=backbone(), coupling_blocks=2, condition=16, lr=3e-3, batch_size=2)
     seen = []
     losses = detector.fit(normal(), steps=20, progress=lambda i, n: seen.append((i, n)))
@@ -123,10 +135,11 @@ def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch():
     assert all(torch.equal(value, source[name.removeprefix("feature_extractor.")]) for name, value in frozen.items())
     again = baselines.make("cflow", backbone=backbone(), coupling_blocks=2, condition=16, lr=3e-3, batch_size=2)
     assert again.fit(normal(), steps=2) == losses[:2]
+    survives_the_disk(detector, again, tmp_path / "flows.safetensors")
 
 
 # ---------------------------------------------------------------- Reverse Distillation
-def test_reverse_distillation_learns():
+def test_reverse_distillation_learns(tmp_path):
     detector = baselines.make("reverse_distillation", backbone=backbone(), batch_size=2)
     losses = detector.fit(normal(), steps=8)
     assert len(losses) == 8 and losses[-1] < 0.8 * losses[0]
@@ -134,6 +147,7 @@ def test_reverse_distillation_learns():
     source = detector.backbone.model.state_dict()
     frozen = detector.model.encoder.state_dict()
     assert all(torch.equal(value, source[name.removeprefix("feature_extractor.")]) for name, value in frozen.items())
+    survives_the_disk(detector, baselines.make("reverse_distillation", backbone=backbone(), batch_size=2), tmp_path / "decoder.safetensors")
 
 
 def test_reverse_distillation_wants_a_network_that_it_can_mirror():
@@ -179,7 +193,7 @@ class Cheap(nn.Module):
         return nn.functional.conv2d(nn.functional.avg_pool2d(x, 4), self.conv4.weight[:, :, :9, :9], self.conv4.bias)
 
 
-def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch):
+def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch, tmp_path):
     from fsad_lib.baselines import efficientad
 
     monkeypatch.setattr(efficientad, "EfficientAdModel", _cheap_model)
@@ -200,6 +214,7 @@ def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch):
     scores, maps = detector(torch.cat([x, defective(1, 256)]))
     assert scores.shape == (3,) and maps.shape == (3, 256, 256) and torch.allclose(scores, maps.amax((1, 2)))
     assert torch.equal(detector.model.teacher.conv4.weight, detector.teacher.conv4.weight)
+    survives_the_disk(detector, efficientad.EfficientAD(detector.teacher, detector.penalty), tmp_path / "student.safetensors", 256)
 
 
 def _cheap_model(channels, size):

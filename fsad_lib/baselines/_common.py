@@ -109,6 +109,25 @@ def resized(x: Tensor, size: int, device: torch.device) -> Tensor:
     return x
 
 
+def trained_state(model: nn.Module | None, frozen: str) -> dict[str, Tensor]:
+    """What `fit` learned, on the CPU: the model's state without the frozen part whose names begin with `frozen`."""
+    return {name: value.detach().cpu().contiguous() for name, value in fitted(model).state_dict().items() if not name.startswith(frozen)}
+
+
+def restore(model: nn.Module, state: dict[str, Tensor], frozen: str) -> nn.Module:
+    """The inverse of :func:`trained_state`, on an untrained model whose frozen part is in place.
+
+    Raises:
+        FsadError: names or shapes are not the model's.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
+    odd = sorted(set(own) ^ set(state)) + [name for name in set(own) & set(state) if own[name].shape != state[name].shape]
+    if odd:
+        raise FsadError(f"a saved detector does not fit: {len(odd)} of its values differ in name or shape, the first: {odd[0]}. Train it again.")
+    model.load_state_dict({name: value for name, value in state.items()}, strict=False)
+    return model.eval()
+
+
 def fitted(model: nn.Module | None) -> nn.Module:
     if model is None:
         raise FsadError("this detector has seen no normal image yet; call fit first")

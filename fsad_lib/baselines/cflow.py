@@ -8,7 +8,7 @@ from anomalib.models.image.cflow.torch_model import CflowModel
 from anomalib.models.image.cflow.utils import get_logp, positional_encoding_2d
 from torch import Tensor, nn
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, seeded, stages_of, use_weights
+from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, restore, seeded, stages_of, trained_state, use_weights
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 
@@ -74,8 +74,7 @@ class CFlow:
         """
         check_training(x, steps)
         with seeded(seed):
-            model = CflowModel(self.backbone.name, self.layers, pre_trained=False, **self.sizes).to(self.backbone.device)
-            use_weights(model.encoder, self.backbone)
+            model = self._network()
             optimizer, losses = torch.optim.Adam(model.decoders.parameters(), self.lr), []
             model.decoders.train()
             for step, rows in enumerate(batches(len(x), self.batch_size, steps, seed), start=1):
@@ -88,6 +87,23 @@ class CFlow:
         model.anomaly_map_generator.learning = False
         self.model = model
         return losses
+
+    def _network(self) -> CflowModel:
+        model = CflowModel(self.backbone.name, self.layers, pre_trained=False, **self.sizes).to(self.backbone.device)
+        use_weights(model.encoder, self.backbone)
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, for :meth:`load`: the flows and the highest likelihoods."""
+        return trained_state(self.model, "encoder.")
+
+    def load(self, state: dict[str, Tensor]) -> CFlow:
+        """A trained detector from :meth:`state`; its settings must be those that it was trained with."""
+        model = self._network()
+        model.anomaly_map_generator = LikelihoodMap(len(self.layers)).to(self.backbone.device)
+        model.anomaly_map_generator.learning = False
+        self.model = restore(model, state, "encoder.")
+        return self
 
     def _step(self, model: CflowModel, maps: list[Tensor], optimizer: torch.optim.Optimizer) -> float:
         total = []

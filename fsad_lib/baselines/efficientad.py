@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, resized, seeded
+from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, resized, restore, seeded, trained_state
 from fsad_lib.errors import FsadError
 
 LEAST_SIDE = 256  # the autoencoder: five convolutions of stride 2, then an unpadded one of 8 x 8
@@ -90,13 +90,8 @@ class EfficientAD:
             the loss of each step.
         """
         check_training(x, steps)
-        medium = isinstance(self.teacher, MediumPatchDescriptionNetwork)
-        channels = (self.teacher.conv6 if medium else self.teacher.conv4).out_channels
         with seeded(seed):
-            model = EfficientAdModel(channels, EfficientAdModelSize.M if medium else EfficientAdModelSize.S)
-            model.teacher.load_state_dict(self.teacher.state_dict())
-            model.teacher.requires_grad_(False)
-            model = model.to(self.device)
+            model = self._network()
             self._standardise(model, x)
             trained = [*model.student.parameters(), *model.ae.parameters()]
             optimizer = torch.optim.Adam(trained, self.lr, weight_decay=self.weight_decay)
@@ -117,6 +112,23 @@ class EfficientAD:
             self._calibrate(model, x, held_out)
         self.model = model
         return losses
+
+    def _network(self) -> EfficientAdModel:
+        medium = isinstance(self.teacher, MediumPatchDescriptionNetwork)
+        channels = (self.teacher.conv6 if medium else self.teacher.conv4).out_channels
+        model = EfficientAdModel(channels, EfficientAdModelSize.M if medium else EfficientAdModelSize.S)
+        model.teacher.load_state_dict(self.teacher.state_dict())
+        model.teacher.requires_grad_(False)
+        return model.to(self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, for :meth:`load`: student, autoencoder, the teacher's means and deviations, the maps' quantiles."""
+        return trained_state(self.model, "teacher.")
+
+    def load(self, state: dict[str, Tensor]) -> EfficientAD:
+        """A trained detector from :meth:`state`, with the teacher that it was trained with."""
+        self.model = restore(self._network(), state, "teacher.")
+        return self
 
     @torch.no_grad()
     def _standardise(self, model: EfficientAdModel, x: Tensor) -> None:

@@ -51,9 +51,7 @@ class PatchCore:
     def fit(self, x: Tensor, steps: int | None = None, seed: int = 0, batch_size: int = 8, progress: Progress | None = None) -> list[float]:
         """Remember normal images x (N, 3, H, W) in [0, 1]. There is nothing to train: `steps` is not used, no loss returned."""
         check_training(x)
-        model = PatchcoreModel(self.layers, self.backbone.name, pre_trained=False, num_neighbors=self.neighbours).to(self.backbone.device)
-        use_weights(model.feature_extractor, self.backbone)
-        model.train()
+        model = self._network().train()
         for done, part in enumerate(parts := x.split(batch_size), start=1):
             model(self.backbone.preprocess(part))
             if progress:
@@ -67,6 +65,26 @@ class PatchCore:
             model.memory_bank = seen if keep == len(seen) else sampler.sample_coreset()
         self.model, self.patches_seen, self.memory_size = model, len(seen), len(model.memory_bank)
         return []
+
+    def _network(self) -> PatchcoreModel:
+        model = PatchcoreModel(self.layers, self.backbone.name, pre_trained=False, num_neighbors=self.neighbours).to(self.backbone.device)
+        use_weights(model.feature_extractor, self.backbone)
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """What was fitted, for :meth:`load`: the memory and the number of patches it was chosen from."""
+        return {"memory_bank": fitted(self.model).memory_bank.cpu().contiguous(), "patches_seen": torch.tensor(self.patches_seen)}
+
+    def load(self, state: dict[str, Tensor]) -> PatchCore:
+        """A fitted detector from :meth:`state`; its settings must be those that it was fitted with."""
+        try:
+            bank, seen = state["memory_bank"], int(state["patches_seen"])
+        except KeyError as error:
+            raise FsadError(f"a saved PatchCore without {error}; fit it again.") from None
+        self.model = self._network().eval()
+        self.model.memory_bank = bank.to(self.backbone.device)
+        self.patches_seen, self.memory_size = seen, len(bank)
+        return self
 
     def __call__(self, x: Tensor, batch_size: int = 8) -> tuple[Tensor, Tensor]:
         """Scores (B,) and maps (B, size, size) of images (B, 3, H, W) in [0, 1]; higher = more anomalous."""

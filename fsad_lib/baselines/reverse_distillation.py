@@ -8,7 +8,7 @@ from anomalib.models.image.reverse_distillation.loss import ReverseDistillationL
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, seeded, stages_of, use_weights
+from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, restore, seeded, stages_of, trained_state, use_weights
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 
@@ -44,12 +44,8 @@ class ReverseDistillation:
         A batch repeats images where there are fewer of them; its size, and so the batch norms' statistics, are the same in every arm.
         """
         check_training(x, steps)
-        side = self.backbone.image_size
         with seeded(seed):
-            model = ReverseDistillationModel(
-                self.backbone.name, (side, side), self.layers, AnomalyMapGenerationMode.ADD, pre_trained=False
-            ).to(self.backbone.device)
-            use_weights(model.encoder, self.backbone)
+            model = self._network()
             trained = [*model.decoder.parameters(), *model.bottleneck.parameters()]
             optimizer, criterion, losses = torch.optim.Adam(trained, self.lr, betas=(0.5, 0.99)), ReverseDistillationLoss(), []
             model.train()
@@ -63,6 +59,23 @@ class ReverseDistillation:
                     progress(step, steps)
         self.model = model
         return losses
+
+    def _network(self) -> ReverseDistillationModel:
+        side = self.backbone.image_size
+        model = ReverseDistillationModel(
+            self.backbone.name, (side, side), self.layers, AnomalyMapGenerationMode.ADD, pre_trained=False
+        ).to(self.backbone.device)
+        use_weights(model.encoder, self.backbone)
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, for :meth:`load`: bottleneck and decoder."""
+        return trained_state(self.model, "encoder.")
+
+    def load(self, state: dict[str, Tensor]) -> ReverseDistillation:
+        """A trained detector from :meth:`state`; its settings must be those that it was trained with."""
+        self.model = restore(self._network(), state, "encoder.")
+        return self
 
     def __call__(self, x: Tensor, batch_size: int = 8) -> tuple[Tensor, Tensor]:
         """Scores (B,) and maps (B, size, size) of images (B, 3, H, W) in [0, 1]; higher = more anomalous."""

@@ -122,8 +122,88 @@ class Anomalysd(_Model):
     test_images: Annotated[int, Field(ge=2)] | None = None
 
 
+class Vqgan(_Model):
+    """A VQGAN: the miniature's folder, or a checkpoint of taming-transformers; ``image_size`` in pixels."""
+
+    checkpoint: str
+    image_size: Positive
+    source: str = ""
+
+
+class Files(_Model):
+    """A file or a folder of images; without ``checkpoint`` there is none."""
+
+    checkpoint: str | None = None
+    source: str = ""
+
+
+class Tgvig(_Model):
+    """Hyper-parameters of TGVIG: prompt search (eq. 1), generator and integrator (eq. 2 to 7), and the images of Tables 1 and 2.
+
+    ``weights``: of the VQGAN loss's perceptual, codebook and adversarial part. ``rivals``: further generators that are asked for
+    ``rival_images`` images each; ``caption``: a sentence about the original for one of them, empty: there is none."""
+
+    depth: Positive
+    filter: Literal["printed", "reversed", "farthest"]
+    farthest: Annotated[float, Field(ge=0, lt=1)]
+    iterations: Positive
+    images: Positive
+    augmented: Annotated[int, Field(ge=2)]
+    lam: AtLeast0
+    lr: Above0
+    variance: Literal["estimated", "unit", "none"]
+    quantized: bool
+    update_discriminator: bool
+    weights: tuple[AtLeast0, AtLeast0, AtLeast0]
+    augmentation: Literal["aligned", "flips"]
+    brightness: Annotated[float, Field(ge=0, lt=1)]
+    contrast: Annotated[float, Field(ge=0, lt=1)]
+    colour: Annotated[float, Field(ge=0, lt=1)]
+    gamma: Annotated[float, Field(ge=0, lt=1)]
+    shift: Annotated[int, Field(ge=0)] | None = None
+    rivals: tuple[Literal["vqgan_clip_word", "vqgan_clip_naive", "vqgan_clip_caption", "vqgan_clip_worst", "vqgan_clip_best", "diffusion"], ...]
+    rival_images: Positive
+    rival_start: bool
+    rival_steps: Positive
+    rival_lr: Above0
+    rival_cutouts: Positive
+    caption: str = ""
+    diffusion_strength: Fraction
+    diffusion_guidance: AtLeast0
+    diffusion_steps: Positive
+
+
+class Baselines(_Model):
+    """What the detectors are trained on and for how long: the same in every arm. ``test_images``: as in anomalysd."""
+
+    names: Annotated[tuple[Literal["patchcore", "cflow", "efficientad", "reverse_distillation"], ...], Field(min_length=1)]
+    arms: Annotated[
+        tuple[Literal["shots", "generated", "duplicated", "augmented", "without_text", "worst_prompt", "word", "naive"], ...], Field(min_length=1)
+    ]
+    coreset: Fraction
+    coreset_size: Positive | None = None
+    neighbours: Positive
+    cflow_steps: Positive
+    cflow_batch_size: Positive
+    cflow_lr: Above0
+    cflow_blocks: Positive
+    cflow_condition: Annotated[int, Field(ge=4, multiple_of=4)]
+    cflow_fibers: Positive
+    efficientad_steps: Positive
+    efficientad_lr: Above0
+    efficientad_weight_decay: AtLeast0
+    efficientad_image_size: Annotated[int, Field(ge=256)]
+    efficientad_penalty: Positive
+    distillation_steps: Positive
+    distillation_batch_size: Positive
+    distillation_lr: Above0
+    test_images: Annotated[int, Field(ge=2)] | None = None
+
+
 class Profile(_Model):
-    """One resolved profile. Sections: clip, winclip_clip, diffusion, inpainting, perceptual, backbone, adp, anomalysd, winclip."""
+    """One resolved profile. Sections: clip, winclip_clip, diffusion, inpainting, perceptual, backbone, adp, anomalysd, winclip; of TGVIG
+    vqgan, tgvig_clip, baseline_backbone (PatchCore, CFlow), distillation_backbone, efficientad_teacher, efficientad_penalty, inception,
+    outside, tgvig, baselines."""
 
     name: Literal["mini", "paper"]
     models_root: str
@@ -136,10 +216,20 @@ class Profile(_Model):
     adp: Adp
     anomalysd: Anomalysd
     winclip: Winclip
+    vqgan: Vqgan
+    tgvig_clip: Clip
+    baseline_backbone: Backbone
+    distillation_backbone: Backbone
+    efficientad_teacher: Files
+    efficientad_penalty: Files
+    inception: Backbone
+    outside: Files
+    tgvig: Tgvig
+    baselines: Baselines
 
     def path(self, section: str) -> Path | None:
         """Absolute path of a section's checkpoint ("clip", "winclip_clip", "diffusion", "inpainting",
-        "perceptual", "backbone"); None where the weights come with a Python package.
+        "perceptual", "backbone", ...); None where the weights come with a Python package, or where there is nothing.
 
         >>> load_profile("mini").path("clip").parts[-2:]
         ('mini', 'clip')
@@ -154,17 +244,45 @@ MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")
 ANOMALYSD_SECTIONS = ("clip", "winclip_clip", "inpainting", "perceptual", "backbone")
 """What AnomalySD and its rivals load; ``clip`` for the text encoder that mini shares."""
 
-FOREIGN = {"adp": ("inpainting", "perceptual", "anomalysd"), "anomalysd": ("diffusion", "adp")}
-"""method -> the sections that cannot change its results, and stay out of its fingerprints."""
+_OF_TGVIG = (
+    "vqgan", "tgvig_clip", "baseline_backbone", "distillation_backbone", "efficientad_teacher", "efficientad_penalty", "inception", "outside",
+    "tgvig", "baselines",
+)  # fmt: skip
+_OF_DETECTORS = ("baseline_backbone", "distillation_backbone", "efficientad_teacher", "efficientad_penalty", "outside", "baselines")
+
+FOREIGN: dict[str | tuple[str, str], tuple[str, ...]] = {
+    "adp": ("inpainting", "perceptual", "anomalysd", *_OF_TGVIG),
+    "anomalysd": ("diffusion", "adp", *_OF_TGVIG),
+    "tgvig": ("winclip_clip", "inpainting", "backbone", "adp", "anomalysd", "winclip"),
+    ("22_synthesize", "tgvig"): _OF_DETECTORS,
+}
+"""method, or (stage, method) -> the sections that cannot change its results, and stay out of its fingerprints."""
+
+DETECTORS = {
+    "patchcore": ("baseline_backbone",), "cflow": ("baseline_backbone",), "efficientad": ("efficientad_teacher", "efficientad_penalty"),
+    "reverse_distillation": ("distillation_backbone",),
+}  # fmt: skip
+"""baseline -> the sections with what it is pretrained on."""
 
 
-def sections(method: str) -> tuple[str, ...]:
-    """The profile's sections with the checkpoints that a method and its rivals load.
+def sections(method: str, profile: "Profile | None" = None, stage: str = "") -> tuple[str, ...]:
+    """The profile's sections with the checkpoints that a method and its rivals load; of TGVIG those that the profile's baselines and rival
+    generators need (without a profile: all), in its stage 22 without the baselines'.
 
     >>> "inpainting" in sections("anomalysd"), "inpainting" in sections("adp")
     (True, False)
+    >>> "distillation_backbone" in sections("tgvig"), "distillation_backbone" in sections("tgvig", load_profile("mini"))
+    (True, False)
     """
-    return ANOMALYSD_SECTIONS if method == "anomalysd" else MODEL_SECTIONS
+    if method != "tgvig":
+        return ANOMALYSD_SECTIONS if method == "anomalysd" else MODEL_SECTIONS
+    found = ["vqgan", "tgvig_clip", "perceptual", "inception"]
+    if profile is None or "diffusion" in profile.tgvig.rivals:
+        found += ["clip", "diffusion"]
+    if stage != "22_synthesize":
+        names = DETECTORS if profile is None else profile.baselines.names
+        found += [*dict.fromkeys(section for name in names for section in DETECTORS[name]), "outside"]
+    return tuple(found)
 
 
 def names() -> list[str]:
@@ -252,11 +370,23 @@ def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[
     if section in ("diffusion", "inpainting"):
         own = section == "inpainting" and (shared_text_encoder or (path / "unet_inpainting").is_dir())
         return _missing_in_hub_folder(path, shared_text_encoder, "unet_inpainting" if own else "unet")
-    if section in ("clip", "winclip_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+    if section == "vqgan":
+        return _missing_vqgan(path)
+    if section in ("clip", "winclip_clip", "tgvig_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
         files = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         missing = [path / "open_clip_config.json"] if not (path / "open_clip_config.json").is_file() else []
         return missing if any((path / f).is_file() for f in files) else [*missing, path / files[0]]
-    return [] if path.is_file() or (path.is_dir() and section in ("backbone", "perceptual")) else [path]
+    return [] if path.is_file() or (path.is_dir() and section in ("backbone", "perceptual", "efficientad_penalty", "outside")) else [path]
+
+
+def _missing_vqgan(path: Path) -> list[Path]:
+    """The miniature's three files, or the one checkpoint of taming-transformers (``last.ckpt`` in a folder)."""
+    if path.suffix in (".ckpt", ".pt", ".pth"):
+        return [] if path.is_file() else [path]
+    if (path / "last.ckpt").is_file() and not (path / "config.json").is_file():
+        return []
+    files = ("config.json", "diffusion_pytorch_model.safetensors", "discriminator.safetensors")
+    return [path / name for name in files if not (path / name).is_file()]
 
 
 def _missing_in_hub_folder(path: Path, shared_text_encoder: bool, unet: str = "unet") -> list[Path]:

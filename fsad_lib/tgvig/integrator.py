@@ -72,6 +72,7 @@ class Integration:
         chosen: alpha, the iteration that they come from, counted from 1.
         similarity: cos(z_t, z_v^l) of every iteration, Figure 8; empty without a prompt.
         losses: for every iteration its parts: mse, vq, and those of the VQGAN loss.
+        z_v: (L, D) of every iteration (eq. 4), by which any other prompt would choose among the same sets; (0, 0) without CLIP.
     """
 
     images: Tensor
@@ -79,11 +80,13 @@ class Integration:
     chosen: int
     similarity: list[float]
     losses: list[dict[str, float]] = field(repr=False)
+    z_v: Tensor = field(repr=False)
 
 
 def integrate(
     vqgan: VQGAN, x: Tensor, clip: CLIP | None = None, prompt: str | None = None, settings: Settings = DEFAULTS,
     folder: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> Integration:  # fmt: skip
     """L iterations of generate, score and update; the images of the best iteration.
 
@@ -93,6 +96,8 @@ def integrate(
         folder: where to keep the state after each iteration; a later call with the same arguments goes on from there and ends
             with the same images, and one with a greater L goes on to there.
         progress: called with (iterations done, L) after each.
+        keep: called with an iteration, counted from 1, and its images on the CPU, before the state is saved: a resumed call may repeat
+            the last one with the same images.
 
     Example:
         >>> from diffusers import VQModel
@@ -123,7 +128,7 @@ def integrate(
     fixed = {name: value for name, value in asdict(s).items() if name != "iterations"}
     key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *([] if z_t is None else [z_t]))}
     state = _resume(folder, key, s.iterations, work, optimizers)
-    similarity, losses, best, chosen = state["similarity"], state["losses"], state["best"], state["chosen"]
+    similarity, losses, best, chosen, seen = state["similarity"], state["losses"], state["best"], state["chosen"], state["z_v"]
     for iteration in range(len(losses) + 1, s.iterations + 1):
         if "discriminator" in optimizers:
             work.discriminator.train()
@@ -150,17 +155,21 @@ def integrate(
             better = True
         else:
             z_v = clip.encode_image(found).mean(0)  # z_v = E_m[f(I+_m)] (eq. 4)
+            seen.append(z_v.cpu())
             similarity.append(float(F.cosine_similarity(z_t, z_v.to(z_t), dim=0)))
             better = similarity[-1] > max(similarity[:-1], default=-2.0)
         if better:  # alpha = argmax_l cos(z_t, z_v^l) (eq. 5)
             best, chosen = found.cpu(), iteration
         losses.append({name: sum(p[name] for p in parts) / len(parts) for name in parts[0]})
         optimizers["model"].step()
+        if keep:
+            keep(iteration, found.cpu())
         if folder is not None:
-            _save(Path(folder), {"key": key, "similarity": similarity, "losses": losses, "best": best, "chosen": chosen}, work, optimizers)
+            state = {"key": key, "similarity": similarity, "losses": losses, "best": best, "chosen": chosen, "z_v": seen}
+            _save(Path(folder), state, work, optimizers)
         if progress:
             progress(iteration, s.iterations)
-    return Integration(best, torch.arange(len(x)).repeat_interleave(each), chosen, similarity, losses)
+    return Integration(best, torch.arange(len(x)).repeat_interleave(each), chosen, similarity, losses, torch.stack(seen) if seen else torch.empty(0, 0))
 
 
 def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor) -> None:
@@ -204,7 +213,7 @@ def _save(folder: Path, state: dict[str, Any], work: VQGAN, optimizers: dict[str
 def _resume(folder: str | Path | None, key: dict, limit: int, work: VQGAN, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
     path = Path(folder) / CHECKPOINT if folder is not None else None
     if path is None or not path.is_file():
-        return {"similarity": [], "losses": [], "best": None, "chosen": 0}
+        return {"similarity": [], "losses": [], "best": None, "chosen": 0, "z_v": []}
     try:
         state = torch.load(path, map_location=work.device, weights_only=True)
         same = state["key"] == key
