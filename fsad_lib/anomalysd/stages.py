@@ -119,7 +119,7 @@ def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
 def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
     """The inpainting model and the perceptual distance of a profile, on the GPU if there is one; anew at each call, since fine-tuning
     changes the model in place."""
-    missing_checkpoints(profile, sections("anomalysd"))
+    missing_checkpoints(profile, sections("anomalysd", profile))
     folder, device = profile.path("inpainting"), _device()
     shared = not (folder / "text_encoder").is_dir()
     clip = _clip(str(profile.path("clip")), profile.clip.architecture, device) if shared else None

@@ -242,7 +242,7 @@ MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")
 """What ADP and its rivals load."""
 
 ANOMALYSD_SECTIONS = ("clip", "winclip_clip", "inpainting", "perceptual", "backbone")
-"""What AnomalySD and its rivals load; ``clip`` for the text encoder that mini shares."""
+"""What AnomalySD and its rivals load; ``clip`` only in mini, for the text encoder that its inpainting model shares."""
 
 _OF_TGVIG = (
     "vqgan", "tgvig_clip", "baseline_backbone", "distillation_backbone", "efficientad_teacher", "efficientad_penalty", "inception", "outside",
@@ -266,16 +266,21 @@ DETECTORS = {
 
 
 def sections(method: str, profile: "Profile | None" = None, stage: str = "") -> tuple[str, ...]:
-    """The profile's sections with the checkpoints that a method and its rivals load; of TGVIG those that the profile's baselines and rival
-    generators need (without a profile: all), in its stage 22 without the baselines'.
+    """The profile's sections with the checkpoints that a method and its rivals load (without a profile: all that it may need); of TGVIG
+    those of the profile's baselines and rival generators, in its stage 22 without the baselines'.
 
     >>> "inpainting" in sections("anomalysd"), "inpainting" in sections("adp")
     (True, False)
     >>> "distillation_backbone" in sections("tgvig"), "distillation_backbone" in sections("tgvig", load_profile("mini"))
     (True, False)
+    >>> "clip" in sections("anomalysd", load_profile("mini")), "clip" in sections("anomalysd", load_profile("paper"))
+    (True, False)
     """
+    if method == "anomalysd":
+        own_text_encoder = profile is not None and profile.name == "paper"
+        return ANOMALYSD_SECTIONS[own_text_encoder:]
     if method != "tgvig":
-        return ANOMALYSD_SECTIONS if method == "anomalysd" else MODEL_SECTIONS
+        return MODEL_SECTIONS
     found = ["vqgan", "tgvig_clip", "perceptual", "inception"]
     if profile is None or "diffusion" in profile.tgvig.rivals:
         found += ["clip", "diffusion"]
