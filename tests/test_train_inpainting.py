@@ -70,7 +70,7 @@ def test_the_answer_under_the_mask_is_always_good(pool, tmp_path):
     model = tiny.model()
     model.vae.quant_conv.weight[4:] = 0  # log variances: next to no noise
     model.vae.quant_conv.bias[4:] = -20
-    batches = t.Batches(pool, tmp_path, model, None, 64)
+    batches = t.Batches(pool, tmp_path, model, None, 64, variants=32)
     z, eps, steps, m_z, z_masked, text = batches(0)
     assert all(torch.equal(a, b) for a, b in zip(batches(0), (z, eps, steps, m_z, z_masked, text), strict=True))
     good, bad = (model.posterior(torch.full((1, 3, 32, 32), value / 255))[0] for value in (50, 200))
@@ -84,6 +84,32 @@ def test_the_answer_under_the_mask_is_always_good(pool, tmp_path):
     assert nearer_to_good(m_z) > 0.98
     assert all(share > 0.95 or share < 0.05 for share in surroundings)
     assert 0.1 < sum(share < 0.5 for share in surroundings) / len(surroundings) < 0.45  # every fourth shows the defective twin
+
+
+def test_masked_latents_from_the_cache_belong_to_their_masks(pool, tmp_path):
+    model = tiny.model()
+    batches = t.Batches(pool, tmp_path, model, None, 8, variants=2)
+    for pair, variant in ((0, 0), (3, 1)):
+        m, bad = t.draw_mask(0, pair, variant, model.image_size)
+        x = torch.from_numpy(np.array(batches.images[0][pair, bad])).permute(2, 0, 1)[None].float() / 255
+        fresh = model.masked_latents(x, torch.from_numpy(m)[None, None])[1]
+        kept = torch.from_numpy(np.array(batches.masked[0][variant][pair])).float()
+        assert torch.allclose(kept, fresh[0], atol=0.05 * float(fresh.abs().max()))
+    masks = [torch.from_numpy(t.draw_mask(0, i, v, 32)[0])[None, None].float() for i in range(4) for v in range(2)]
+    pairs = {float(m.sum()) for m in batches(0)[3]}
+    kept = {float(t.F.interpolate(m, scale_factor=1 / model.factor).sum()) for m in masks}
+    assert pairs <= kept, "a batch's masks are those whose latents were kept"
+
+
+def test_the_loss_weighs_what_is_repainted(pool, tmp_path):
+    model = tiny.model()
+    z, eps, steps, m_z, z_masked, text = t.Batches(pool, tmp_path, model, None, 8)(0)
+    usual = model.denoising_loss(z, text, steps, eps, m_z, z_masked).mean()
+    assert torch.allclose(t.masked_loss(model, z, text, steps, eps, m_z, z_masked, 1.0), usual, rtol=1e-5)
+    a = model.alphas_cumprod[steps].view(-1, 1, 1, 1)
+    target = eps if model.prediction_type == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * z
+    error = (model.predict(a.sqrt() * z + (1 - a).sqrt() * eps, steps, m_z, z_masked, text) - target).square().mean(1)
+    assert torch.allclose(t.masked_loss(model, z, text, steps, eps, m_z, z_masked, 0.0), error[m_z[:, 0] > 0].mean(), rtol=1e-4)
 
 
 def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@
 What it learns: the region under the mask is always painted as in the photograph without defect. The surroundings are those of the same
 photograph; in every fourth sample the defective twin's, so that a defect that reaches out of the mask is not carried on into it. No
 sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
-Painting into a given picture is easier than drawing one, so half of the text-to-image model's numbers do; whatever has the same shape
+Cells that are not repainted count little: the answer stands in the input. Painting into a given picture is easier than drawing one, so half of the text-to-image model's numbers do; whatever has the same shape
 there is copied (the fine levels), the rest starts at random. Every tenth caption is dropped, for classifier-free guidance. What is kept
 is the moving average of the weights. Resumable: run the same command again. `--device cuda` is all that a GPU needs.
 """
@@ -128,40 +128,80 @@ def cache_latents(folder: Path, images: list[np.ndarray], model: Inpainting, chu
     return out
 
 
+def draw_mask(chunk: int, pair: int, variant: int, size: int) -> tuple[np.ndarray, int]:
+    """The mask of a pair's variant, and whether the good (0) or the defective photograph (1) surrounds it."""
+    rng = np.random.default_rng([5, chunk, pair, variant])
+    return random_mask(rng, size), int(rng.random() < 0.25)
+
+
+@torch.no_grad()
+def cache_masked(folder: Path, images: list[np.ndarray], model: Inpainting, chunks: list[int], variants: int) -> list[list[np.ndarray]]:
+    """Latents of the masked photographs, [chunk][variant] -> (n, 4, h, w) float16, memory-mapped: to encode them is nearly half of a step."""
+    out = []
+    for index in chunks:
+        of_chunk = []
+        for v in range(variants):
+            file = folder / f"masked-{index:03d}-{v}.npy"
+            if not file.exists():
+                parts = []
+                for start in range(0, len(images[index]), 64):
+                    drawn = [draw_mask(index, i, v, model.image_size) for i in range(start, min(start + 64, len(images[index])))]
+                    x = torch.stack([
+                        torch.from_numpy(np.array(images[index][start + n, bad])).permute(2, 0, 1).float() / 255 for n, (_, bad) in enumerate(drawn)
+                    ])  # fmt: skip
+                    m = torch.from_numpy(np.stack([m for m, _ in drawn]))[:, None]
+                    with torch.autocast(model.device.type, torch.bfloat16):
+                        parts.append(model.masked_latents(x, m, 64)[1].float().cpu().numpy().astype(np.float16))
+                part = file.with_suffix(".part.npy")
+                np.save(part, np.concatenate(parts))
+                part.rename(file)
+                print("masked latents of chunk", index, "variant", v, flush=True)
+            of_chunk.append(np.load(file, mmap_mode="r"))
+        out.append(of_chunk)
+    return out
+
+
 class Batches:
     """Random batches; the step number alone decides what is drawn."""
 
-    def __init__(self, pool: Path, folder: Path, model: Inpainting, chunks: int | None, batch: int):
+    def __init__(self, pool: Path, folder: Path, model: Inpainting, chunks: int | None, batch: int, variants: int = 2):
         self.images, self.labels, _ = open_pool(pool)
         # evenly spread over the pool, whose parts were made with different settings
         self.chunks = sorted({int(i) for i in np.linspace(0, len(self.images) - 1, min(chunks or len(self.images), len(self.images)))})
         self.latents, self.model, self.batch = cache_latents(folder, self.images, model, self.chunks), model, batch
+        self.masked, self.variants = cache_masked(folder, self.images, model, self.chunks, variants), variants
 
     def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
         """z, z's noise eps, t, mask and masked latent, text states."""
         model, rng = self.model, np.random.default_rng([3, step])
-        z, x, masks, captions = [], [], [], []
+        z, m_z, z_masked, captions = [], [], [], []
         for _ in range(self.batch):
             c = int(rng.integers(len(self.chunks)))
-            i = int(rng.integers(len(self.latents[c])))
-            m, bad = random_mask(rng, model.image_size), int(rng.random() < 0.25)
+            i, v = int(rng.integers(len(self.latents[c]))), int(rng.integers(self.variants))
+            m, bad = draw_mask(self.chunks[c], i, v, model.image_size)
             moments = torch.from_numpy(np.array(self.latents[c][i])).float()
             mean, std = moments.unbind(1)
             sample = mean + std * torch.from_numpy(rng.standard_normal(mean.shape[1:], dtype=np.float32))
-            m_z = F.interpolate(torch.from_numpy(m)[None, None].float(), scale_factor=1 / model.factor)[0]
-            z.append(torch.where(m_z > 0, sample[0], sample[bad]))  # good under the mask, what is shown around it
-            x.append(torch.from_numpy(np.array(self.images[self.chunks[c]][i, bad])).permute(2, 0, 1).float() / 255)
-            masks.append(torch.from_numpy(m)[None])
+            m_z.append(F.interpolate(torch.from_numpy(m)[None, None].float(), scale_factor=1 / model.factor)[0])
+            z.append(torch.where(m_z[-1] > 0, sample[0], sample[bad]))  # good under the mask, what is shown around it
+            z_masked.append(torch.from_numpy(np.array(self.masked[c][v][i])).float())
             noun, colour, _ = self.labels[sum(len(chunk) for chunk in self.images[: self.chunks[c]]) + i]
             captions.append(caption(rng, NOUNS[noun], COLOUR_NAMES[colour]))
-        z = torch.stack(z).to(model.device)
+        z, m_z, z_masked = (torch.stack(part).to(model.device) for part in (z, m_z, z_masked))
         eps = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32)).to(z)
         t = torch.from_numpy(rng.integers(0, model.num_train_timesteps, self.batch)).to(z.device)
-        with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=model.amp is not None):
-            m_z, z_masked = model.masked_latents(torch.stack(x), torch.stack(masks), self.batch)
         with torch.no_grad():
             text = model.encode_prompt(captions)
-        return z, eps, t, m_z, z_masked.float(), text
+        return z, eps, t, m_z, z_masked, text
+
+
+def masked_loss(model: Inpainting, z, text, t, eps, m_z, z_masked, outside: float) -> torch.Tensor:
+    """The denoising loss, where a cell that is not repainted counts `outside` as much as one that is (1: the usual loss)."""
+    a = model.alphas_cumprod[t].view(-1, 1, 1, 1)
+    target = eps if model.prediction_type == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * z
+    error = (model.predict(a.sqrt() * z + (1 - a).sqrt() * eps, t, m_z, z_masked, text) - target).square()
+    weight = (m_z + outside * (1 - m_z)).expand_as(error)
+    return (weight * error).sum() / weight.sum()
 
 
 def load_start(mini: Path, device: str, channels: Sequence[int] | None = CHANNELS) -> Inpainting:
@@ -209,6 +249,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS), help="width of the U-Net's levels")
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
+    parser.add_argument("--variants", type=int, default=2, help="masks of every photograph")
+    parser.add_argument("--outside-weight", type=float, default=0.2, help="weight of the cells that are not repainted")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -225,7 +267,7 @@ def main() -> None:
         raise FsadError(f"{checkpoint} holds a U-Net of the channels {state['channels']}, asked for are {args.channels}; give another --out.")
     model = load_start(args.mini, args.device, args.channels)
     model.amp = torch.bfloat16 if args.amp == "bfloat16" else None
-    batches = Batches(args.pool, args.out, model, args.chunks, args.batch)
+    batches = Batches(args.pool, args.out, model, args.chunks, args.batch, args.variants)
     unet = model.unet.train().requires_grad_(True)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -240,7 +282,7 @@ def main() -> None:
         z, eps, t, m_z, z_masked, text = batches(step)
         # on a CPU the plain attention is the one whose backward pass is fast
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
-            loss = model.denoising_loss(z, text, t, eps, m_z, z_masked).mean()
+            loss = masked_loss(model, z, text, t, eps, m_z, z_masked, args.outside_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
