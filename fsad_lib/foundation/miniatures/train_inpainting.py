@@ -6,9 +6,10 @@
 What it learns: the region under the mask is always painted as in the photograph without defect. The surroundings are those of the same
 photograph; in every fourth sample the defective twin's, so that a defect that reaches out of the mask is not carried on into it. No
 sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
-Cells that are not repainted count little: the answer stands in the input. Painting into a given picture is easier than drawing one, so half of the text-to-image model's numbers do; whatever has the same shape
-there is copied (the fine levels), the rest starts at random. Every tenth caption is dropped, for classifier-free guidance. What is kept
-is the moving average of the weights. Resumable: run the same command again. `--device cuda` is all that a GPU needs.
+Cells that are not repainted count little: the answer stands in the input. Painting into a given picture is easier than drawing one, so half
+of the text-to-image model's numbers do; whatever has the same shape there is copied (the fine levels), the rest starts at random. Every tenth
+caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights. Resumable: run the same command again.
+`--device cuda` is all that a GPU needs.
 """
 
 from __future__ import annotations
