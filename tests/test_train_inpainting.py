@@ -12,7 +12,7 @@ from fsad_lib.datasets.minifab.designs import NOUNS
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 from fsad_lib.foundation.inpainting import load_inpainting
-from fsad_lib.foundation.miniatures import train_inpainting as t
+from fsad_lib.foundation.miniatures import inspect, train_inpainting as t
 
 
 def test_a_twin_of_the_same_width_starts_as_the_same_function():
@@ -144,3 +144,23 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     settings = dict(strength=0.5, noise=noise, num_inference_steps=2)
     a, b = (loaded.inpaint(x, m, ["A perfect gear."], **settings) for loaded in (shipped, exported))
     assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_repainting_is_measured_against_the_photograph_without_defect():
+    scenes, lpips = inspect.pairs(1, nouns=["gear", "wood"]), tiny.lpips()
+
+    class Oracle:
+        """Paints what was there before the defect; at strength 0 what it is given."""
+
+        image_size, factor, device, vae = 128, 4, torch.device("cpu"), tiny.vae()
+
+        def inpaint(self, x, m, prompts, *, strength, noise, num_inference_steps):
+            assert (m.bool() >= scenes.mask[:, None]).all() and m.float().mean() < 0.9 and len(prompts) == len(x) == len(noise)
+            return torch.where(m, scenes.good, x) if strength else x
+
+    made, m, table = inspect.repaint(Oracle(), lpips, scenes, ["a", "b"], [0.0, 1.0], num_inference_steps=2)
+    table = table.set_index("in the rectangle")
+    assert table.error["strength 1"] == 0 == table.perceptual["strength 1"] and (table.loc["strength 0"] == table.loc["the defect"]).all()
+    assert table.error["the defect"] > 0 and 0 < table.error["interpolated"] < 1
+    outside = (~m).expand_as(scenes.bad)
+    assert torch.allclose(made["interpolated"][outside], scenes.bad[outside], atol=1e-6)

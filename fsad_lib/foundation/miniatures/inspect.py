@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ...errors import FsadError
 
-__all__ = ["Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "round_trip", "state_table", "training_curves", "training_table"]
+__all__ = [
+    "Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "training_curves",
+    "training_table",
+]  # fmt: skip
 
-SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32}  # the scripts' defaults; a log's column "batch" says otherwise
+SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32}  # the scripts' defaults; a log's column "batch" says otherwise
 RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
 
 
@@ -168,6 +171,44 @@ def edits(
         right = float(np.mean([NOUNS[i] == noun for i, noun in zip(said, nouns)]))
         rows.append((name, float(p_damaged(clip, y, nouns).mean()), right, float((y - x).abs().mean())))
     return made, pd.DataFrame(rows, columns=["strength", "p_damaged", "recognized", "changed"])
+
+
+@torch.no_grad()
+def repaint(
+    model, lpips, scenes: Pairs, prompts: Sequence[str], strengths: Sequence[float], *, num_inference_steps: int, margin: int = 4, seed: int = 0
+) -> tuple[dict[str, Tensor], Tensor, pd.DataFrame]:
+    """Repaint the defects of `scenes`, each under the smallest rectangle that holds it, and compare with the photograph without defect.
+
+    Args:
+        model: an inpainting model (see ``foundation/inpainting.py``). lpips: the perceptual distance. prompts: one for each scene.
+        margin: pixels by which the rectangle is larger than the defect, on each side.
+
+    Returns:
+        name -> (N, 3, 128, 128): "strength <s>", and "interpolated", the biharmonic interpolation of the surroundings, which knows of no
+        products; the rectangles (N, 1, 128, 128) bool; and a table: what stands in the rectangle, error (mean absolute difference to the
+        photograph without defect inside it), perceptual (LPIPS of the whole images), medians over the scenes. The first row leaves the
+        defect in place.
+    """
+    from skimage.restoration import inpaint_biharmonic
+
+    m = torch.zeros_like(scenes.mask[:, None])
+    for i, defect in enumerate(scenes.mask):
+        rows, columns = (defect.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
+        m[i, :, max(0, rows[0] - margin) : rows[1] + margin + 1, max(0, columns[0] - margin) : columns[1] + margin + 1] = True
+    side = model.image_size // model.factor
+    noise = torch.randn(len(m), model.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
+    made = {
+        f"strength {s:g}": model.inpaint(scenes.bad, m, list(prompts), strength=s, noise=noise, num_inference_steps=num_inference_steps).cpu()
+        for s in strengths
+    }
+    filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), hole[0].numpy(), channel_axis=-1) for x, hole in zip(scenes.bad, m, strict=True)]
+    made["interpolated"] = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(0, 1)
+    rows = []
+    for name, y in ({"the defect": scenes.bad} | made).items():
+        inside = ((y - scenes.good).abs().mean(1, keepdim=True) * m).flatten(1).sum(1) / m.flatten(1).sum(1)
+        apart = lpips.distance(scenes.good.to(model.device), y.to(model.device)).cpu()
+        rows.append((name, float(inside.median()), float(apart.median())))
+    return made, m, pd.DataFrame(rows, columns=["in the rectangle", "error", "perceptual"])
 
 
 # ------------------------------------------------------------------------------------------------------- training record
