@@ -210,6 +210,10 @@ def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):
     result = stages.evaluate(run)
     assert len(result.paths) == 4 and result.predictions.drop_duplicates("path").label.tolist() == [0, 1, 0, 1]
     assert run.tag.startswith("set-"), "a sample never stands where a whole evaluation does"
+    for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("null", None)):
+        assert stages._limit(open_run(project, "41_evaluate", more=f",anomalysd.test_images={limit}")) == expected
+    with pytest.raises(FsadError, match="test_images"):
+        open_run(project, "41_evaluate", more=",anomalysd.test_images=[[elvp,2]]")
     table = pd.DataFrame({"path": [f"/a/x/test/good/{i}.png" for i in range(9)], "label": 0})
     moved = table.assign(path=table.path.str.replace("/a/x", "/elsewhere"))
     names = [[path.rsplit("/", 1)[1] for path in stages._sample(t, 4).path] for t in (table, moved)]

@@ -294,6 +294,12 @@ def _smaller(x: Tensor, side: int) -> Tensor:
     return x if x.shape[-1] <= side else F.interpolate(x, (side, side), mode="area")
 
 
+def _limit(run: Run) -> int | None:
+    """How many test images of a category are judged; None: all."""
+    limit = run.profile.anomalysd.test_images
+    return dict(limit).get(run.dataset) if isinstance(limit, tuple) else limit
+
+
 def _sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:
     """``n`` test images of one category, half of them good (rounded up), in an order that depends on the files' names alone; None: all."""
     if n is None:
@@ -336,9 +342,9 @@ def evaluate(run: Run) -> Evaluated:
         test, judge = run.table().query("split == 'test'"), _Judge(run)
         if test.empty:
             raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
-        found = []
+        found, limit = [], _limit(run)
         for name in run.categories:
-            chosen = _sample(test[test.category == name], run.profile.anomalysd.test_images).reset_index(drop=True)
+            chosen = _sample(test[test.category == name], limit).reset_index(drop=True)
             if len(chosen):
                 found.append(_category(run, judge, name, chosen))
         with run.writing(made[0]) as path:

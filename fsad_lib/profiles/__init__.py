@@ -21,6 +21,8 @@ Steps = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
+AtLeast2 = Annotated[int, Field(ge=2)]
+DatasetName = Literal["minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "mvtec_loco", "btad", "folder"]
 
 
 class _Model(BaseModel):
@@ -91,7 +93,8 @@ class Perceptual(_Model):
 
 class Anomalysd(_Model):
     """Hyper-parameters of AnomalySD: prompts, fine-tuning of U-Net and decoder, inference (the names of
-    ``anomalysd.detector.Settings``). ``test_images``: so many test images a category are judged, half of them good; None: all."""
+    ``anomalysd.detector.Settings``). ``test_images``: so many test images a category are judged, half of them good; pairs say it
+    for single data sets; None: all."""
 
     prompt_levels: tuple[Literal["object", "detail"], ...]
     parts: tuple[tuple[str, str], ...] = ()
@@ -119,7 +122,7 @@ class Anomalysd(_Model):
     epsilon: Above0
     perceptual_size: Annotated[int, Field(ge=31)] | None
     batch_size: Positive
-    test_images: Annotated[int, Field(ge=2)] | None = None
+    test_images: AtLeast2 | tuple[tuple[DatasetName, AtLeast2], ...] | None = None
 
 
 class Vqgan(_Model):
