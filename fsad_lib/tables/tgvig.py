@@ -13,7 +13,7 @@ import pandas as pd
 
 from fsad_lib.runs import overrides_tag, project_root, read_json, replacing
 from fsad_lib.tables._paper import own_choices
-from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN, _read_csv, collect, difference, expected_categories, mean_over_categories
+from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories
 from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
 
 __all__ = [
@@ -275,9 +275,11 @@ def _show_table1(table: pd.DataFrame) -> pd.DataFrame:
 
 def _synthesized(root: str | Path | None, profile: str) -> pd.DataFrame:
     """metrics.json of every complete stage 22 run: dataset, category, shots, seed, tag, and what it holds."""
-    folder, records = Path(root or project_root()) / "data" / "runs" / profile, []
-    for path in sorted(folder.glob("*/*/22_synthesize_tgvig/k*_seed*/metrics.json")):
+    root, records = Path(root or project_root()).resolve(), []
+    for path in sorted((root / "data" / "runs" / profile).glob("*/*/22_synthesize_tgvig/k*_seed*/metrics.json")):
         metrics = read_json(path) or {}
+        if root == project_root() and _stale(path.parent, "tgvig"):
+            continue
         if "best" in metrics and path.parts[-5] != "folder":
             records.append({**{k: metrics["identity"][k] for k in ("dataset", "category", "shots", "seed", "tag")}, **metrics, "folder": str(path.parent)})
     return pd.DataFrame(records, columns=["dataset", "category", "shots", "seed", "tag", "best", "worst", "best_cosine", "worst_cosine", "similarity", "quality", "folder"])

@@ -179,7 +179,8 @@ def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, per
             if "low" in part:
                 spread = np.nan_to_num(np.clip([part.ours - part.low, part.high - part.ours], 0, None).astype(float))
                 ax.errorbar(at, part.ours, spread, fmt="none", ecolor=INK, elinewidth=0.8)
-        ax.set_xticks(range(len(labels)), labels, fontsize=8)
+        run = set(table.label[table.ours.notna()])
+        ax.set_xticks(range(len(labels)), [label if label in run else f"{label}\nnot run" for label in labels], fontsize=8)
         low = table.low.min() if "low" in table and table.low.notna().any() else table.ours.min()
         ax.set(ylim=(max(0, 10 * np.floor((min(low, table.ours.min()) - 5) / 10)), 100), ylabel=ylabel)
         ax.set_title(title, fontsize=9)
@@ -198,8 +199,8 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     figure = plt.figure(figsize=(12, 5.6))
     figure.text(0.012, 0.965, "TGVIG: a prompt chooses among images drawn from the shots' own latents", fontsize=13, fontweight="bold", va="center")
     figure.text(0.012, 0.925, subtitle or "real products of one run", fontsize=9, color="#555555", va="center")
-    grid = figure.add_gridspec(3, 8, left=0.03, right=0.99, top=0.8, bottom=0.09, hspace=0.55, wspace=0.3)
-    heads = ((0.012, "1  Keywords to a prompt"), (0.39, "2  Variance-aware images, updated and scored"), (0.76, "3  The detector learns from both"))
+    grid = figure.add_gridspec(3, 9, left=0.055, right=0.985, top=0.8, bottom=0.09, hspace=0.55, wspace=0.3, width_ratios=(1, 1, 1, 0.35, 1, 1, 1, 1.25, 2))
+    heads = ((0.012, "1  Keywords to a prompt"), (0.385, "2  Variance-aware images, updated and scored"), (0.74, "3  The detector learns from both"))
     for left, head in heads:
         figure.text(left, 0.865, head, fontsize=10.5, fontweight="bold")
     _show(figure.add_subplot(grid[0, 0]), to_pixels(made.x)[0], "shot", NORMAL)
@@ -211,13 +212,13 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     _scatter(ax, np.asarray(made.selection.cosine), best, worst, "the image")
     for row, kind in enumerate(("best", "worst")):
         for column, picture in enumerate(to_pixels(made.sets[kind][:3])):
-            _show(figure.add_subplot(grid[row, 3 + column]), picture, f"{kind}: iteration {made.chosen[kind]}" if column == 1 else "")
-    ax = figure.add_subplot(grid[2, 3:6])
+            _show(figure.add_subplot(grid[row, 4 + column]), picture, f"{kind}: iteration {made.chosen[kind]}" if column == 1 else "")
+    ax = figure.add_subplot(grid[2, 4:7])
     ax.plot(made.trace.iteration, made.trace.best, color=BLUE, marker=".")
     ax.plot(made.chosen["best"], made.trace.best[made.chosen["best"] - 1], "o", color=RED)
     ax.set_xlabel("iteration", fontsize=8)
     ax.set_ylabel("similarity", fontsize=8)
-    ax = figure.add_subplot(grid[:, 6:])
+    ax = figure.add_subplot(grid[:, 8])
     if result is None or result.ours.isna().all():
         ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
         ax.set(xticks=[], yticks=[])
@@ -299,13 +300,21 @@ def write_all(root: str | Path, profile: str = "mini", setting: str = "1") -> li
     return written
 
 
+def _words(setting: str) -> str:
+    """
+    >>> _words("1"), _words("5"), _words("full")
+    ('1 shot', '5 shots', 'all images')
+    """
+    return "all images" if setting == "full" else f"{setting} shot{'' if setting == '1' else 's'}"
+
+
 def _bars(gains: pd.DataFrame, rows: pd.DataFrame, profile: str, setting: str) -> dict[str, dict[str, pd.DataFrame]]:
     """figure -> title -> bars: 1 one product, 4 all baselines and shots, 5 objects and textures, 6 logical and structural."""
     from fsad_lib.tables import tgvig as tables
 
     units = {"mini": ["MiniFab"], "paper": ["MVTec AD"]}[profile]
     table = gains[(gains.profile == profile) & gains.data_set.isin(units) & (gains.metric == "image_auroc")].assign(label=lambda t: t.baseline)
-    figures = {"figure4_gains": {f"{u}, {k} shots": t for (u, k), t in table.groupby(["data_set", "shots"], sort=False)}}
+    figures = {"figure4_gains": {f"{u}, {_words(k)}": t for (u, k), t in table.groupby(["data_set", "shots"], sort=False)}}
 
     def means(block: pd.DataFrame, label: str) -> pd.DataFrame:
         found = block.groupby(["category", "part"]).image_auroc.mean().groupby("part").mean().mul(100)
@@ -317,7 +326,7 @@ def _bars(gains: pd.DataFrame, rows: pd.DataFrame, profile: str, setting: str) -
     parts = [means(block, tables.BASELINES[name]).assign(shots=k) for (k, name), block in mine.groupby(["setting", "method"], sort=False)]
     if parts:
         joined = pd.concat(parts)
-        figures["figure1_one_product"] = {f"{product}, {k} shots": t for k, t in joined.groupby("shots", sort=False)}
+        figures["figure1_one_product"] = {f"{product}, {_words(k)}": t for k, t in joined.groupby("shots", sort=False)}
     patchcore = rows[(rows.method == "patchcore") & (rows.setting == setting)]
     kinds, defects = [], []
     for dataset, block in patchcore.groupby("dataset"):
@@ -328,7 +337,7 @@ def _bars(gains: pd.DataFrame, rows: pd.DataFrame, profile: str, setting: str) -
         for name in ("logical", "structural"):
             defects.append(means(block[block.group == name], name))
     if any(map(len, kinds)):
-        figures["figure5_objects_textures"] = {f"PatchCore, {setting} shot": pd.concat(kinds)}
+        figures["figure5_objects_textures"] = {f"PatchCore, {_words(setting)}": pd.concat(kinds)}
     if any(map(len, defects)):
-        figures["figure6_logical_structural"] = {f"PatchCore, {setting} shot": pd.concat(defects)}
+        figures["figure6_logical_structural"] = {f"PatchCore, {_words(setting)}": pd.concat(defects)}
     return figures
