@@ -267,6 +267,27 @@ def test_logical_and_structural_defects_apart():
     assert stages._kinds("minifab", fab)["logical"].tolist() == [False, True, False]
 
 
+def test_mvtec_locos_regions_at_the_maps_size(tmp_path):
+    from fsad_lib.metrics import au_spro
+
+    folder = tmp_path / "ground_truth/logical_anomalies/000"
+    folder.mkdir(parents=True)
+    config = [{"defect_name": "part", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
+              {"defect_name": "thin", "pixel_value": 200, "saturation_threshold": 16, "relative_saturation": False}]  # fmt: skip
+    (tmp_path / "defects_config.json").write_text(json.dumps(config))
+    for name, value, box in (("000", 255, np.s_[:32, :64]), ("001", 200, np.s_[40, :32])):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[box] = value
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    found = stages._regions(pd.DataFrame({"mask_path": [str(folder), None]}), 16)
+    (part, half), (thin, some) = found[0]
+    assert found[1] == [] and part.sum() == 8 * 16 and half == 64 and part[:8].all()
+    assert thin.sum() == 8 and some == 4, "16 of 32 pixels: half of the 8 that are left"
+    scores = np.zeros((2, 16, 16))
+    scores[0, :4], scores[0, thin] = 1, 1
+    assert au_spro(found, scores) == pytest.approx(1), "half of a half-saturated part is all of it"
+
+
 # ---------------------------------------------------------------- what belongs to what
 def test_runs_that_differ_in_their_detectors_share_their_images(project):
     def run(overrides, stage="42_evaluate"):

@@ -89,7 +89,7 @@ def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
     """One of the paper's tables, ``data/reported/tgvig_<name>.csv``, all columns text but mean, std and value.
 
     >>> table = reported("table1").set_index(["method", "metric"])["mean"]
-    >>> table["tgvig", "image_auroc"]
+    >>> float(table["tgvig", "image_auroc"])
     93.3
     """
     for folder in (Path(root or project_root()), Path(__file__).parents[2]):

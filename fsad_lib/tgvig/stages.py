@@ -35,7 +35,7 @@ from fsad_lib import baselines, datasets
 from fsad_lib.datasets._common import list_images
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
-from fsad_lib.metrics import image_metrics, metric_rows, pixel_metrics
+from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
 from fsad_lib.profiles import FOREIGN, missing_checkpoints, parse_overrides, sections
 from fsad_lib.runs import Run, absolute_path, open_run, portable_path, replacing, write_json
 from fsad_lib.tgvig import generator, vqgan_clip
@@ -480,6 +480,8 @@ def evaluate(run: Run) -> Evaluated:
     ``method`` is the baseline, ``part`` the arm (see :func:`added_images`); "shots" is the baseline as it is. Besides the groups of
     :func:`fsad_lib.metrics.metric_rows`, rows of the groups "logical" and "structural" are measured where defects are of both kinds.
 
+    MVTec LOCO's rows have ``au_spro`` in addition, measured at the maps' size.
+
     Args:
         run: a run of stage "42_evaluate".
     """
@@ -558,6 +560,9 @@ def _measure(run: Run, test: pd.DataFrame, found: dict[tuple[str, str], tuple[np
     if datasets.has_masks(test) and (test["label"] == 0).any():
         masks = datasets.read_masks(test, next(iter(found.values()))[1].shape[-1])
         pixel = {key: pixel_metrics(masks, maps, test["path"].tolist()) for key, (_, maps) in found.items()}
+    if pixel and run.dataset == "mvtec_loco":
+        regions = _regions(test, next(iter(found.values()))[1].shape[-1])
+        pixel = {key: values | {"au_spro": au_spro(regions, found[key][1])} for key, values in pixel.items()}
     rows = metric_rows(predictions, pixel, minifab)
     for group, of in _kinds(run.dataset, test).items():
         keep = (of | test["label"].eq(0)).to_numpy()
@@ -565,6 +570,20 @@ def _measure(run: Run, test: pd.DataFrame, found: dict[tuple[str, str], tuple[np
             row = {"method": method, "part": part, "group": group, "n": int(keep.sum()), **image_metrics(test["label"][keep], scores[keep])}
             rows.append(row | (pixel_metrics(masks[keep], maps[keep]) if masks is not None else {}))
     return predictions, [{"category": run.category, **row} for row in rows]
+
+
+def _regions(test: pd.DataFrame, side: int) -> list[list[tuple[np.ndarray, int]]]:
+    """MVTec LOCO's defects of every image at the maps' side: (mask, saturation in pixels); a saturation shrinks as its mask does."""
+    from fsad_lib.datasets.mvtec_loco import regions
+
+    found = []
+    for path in test["mask_path"]:
+        found.append([])
+        for m, saturation, *_ in regions(path) if isinstance(path, str) else ():
+            share = F.interpolate(torch.from_numpy(m)[None, None].float(), (side, side), mode="area")[0, 0].numpy()
+            small = share >= 0.5 if (share >= 0.5).any() else share > 0  # a thin defect does not vanish
+            found[-1].append((small, max(1, round(saturation * int(small.sum()) / int(m.sum())))))
+    return found
 
 
 def _kinds(dataset: str, test: pd.DataFrame) -> dict[str, pd.Series]:
