@@ -24,7 +24,8 @@ __all__ = [
 BASELINES = {"patchcore": "PatchCore", "cflow": "CFlow", "efficientad": "EfficientAD", "reverse_distillation": "Reverse Distillation"}
 ARMS = {
     "shots": "shots alone", "generated": "shots + generated (TGVIG)", "duplicated": "shots duplicated (control)",
-    "augmented": "shots + augmentations, no VQGAN (control)", "without_text": "shots + generated, last iteration", "worst_prompt": "shots + generated, worst prompt",
+    "augmented": "shots + augmentations, no VQGAN (control)", "without_text": "shots + generated, last iteration",
+    "worst_prompt": "shots + generated, worst prompt",
     "word": "shots + generated, word alone", "naive": "shots + generated, naive prompt",
 }  # fmt: skip
 CONTROLS = ("shots", "duplicated", "augmented")
@@ -282,7 +283,8 @@ def _synthesized(root: str | Path | None, profile: str) -> pd.DataFrame:
             continue
         if "best" in metrics and path.parts[-5] != "folder":
             records.append({**{k: metrics["identity"][k] for k in ("dataset", "category", "shots", "seed", "tag")}, **metrics, "folder": str(path.parent)})
-    return pd.DataFrame(records, columns=["dataset", "category", "shots", "seed", "tag", "best", "worst", "best_cosine", "worst_cosine", "similarity", "quality", "folder"])
+    columns = "dataset category shots seed tag best worst best_cosine worst_cosine similarity quality folder".split()
+    return pd.DataFrame(records, columns=columns)
 
 
 def quality(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
@@ -310,7 +312,10 @@ def quality(root: str | Path | None = None, profile: str = "mini") -> pd.DataFra
 
 
 def _show_quality(table: pd.DataFrame) -> pd.DataFrame:
-    out = pd.DataFrame({"Data set": table.data_set, "Profile": table.profile, "Method": table.generator, "Prompt": table.prompt, "Runs": table.runs, "n": table.n.map(lambda v: NONE if pd.isna(v) else f"{v:.0f}")})
+    out = pd.DataFrame(
+        {"Data set": table.data_set, "Profile": table.profile, "Method": table.generator, "Prompt": table.prompt, "Runs": table.runs,
+         "n": table.n.map(lambda v: NONE if pd.isna(v) else f"{v:.0f}")}
+    )  # fmt: skip
     names = {"inception_score": "IS", "ssim": "SSIM", "psnr": "PSNR", "lpips": "LPIPS"}
     label = next((text for text in table.network if text), "")
     for metric, name in names.items():
@@ -335,7 +340,7 @@ def table3(root: str | Path | None = None, profile: str = "mini", setting: str =
             rows = rows[(rows.unit == unit) & (rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")]
             cell = mean_over_categories(rows[rows.part == part], expected_categories(dataset), metric)
             gap = _gap(rows, part, "shots", metric)
-            base = plain[(plain.unit == unit) & (plain.setting == setting) & (plain.method == "patchcore") & (plain.group == "all") & (plain.part == "augmented")]
+            base = plain.query("unit == @unit and setting == @setting and method == 'patchcore' and group == 'all' and part == 'augmented'")
             against = _gap(pd.concat([rows[rows.part == part], base]), part, "augmented", metric)
             records.append(
                 {"data_set": unit, "profile": profile, "shots": setting, "component": component, "variant": arm,
@@ -421,7 +426,8 @@ def _judge_general(root, profile, rows, dataset, setting) -> tuple[str, str]:
                 gap = _gap(block, "generated", control)
                 if pd.isna(gap["mean"]):
                     continue
-                says = verdict(gap).partition(",")[0]
+                says = verdict(gap)
+                says = says if says in ("yes", "no") else "unclear"  # no interval, no verdict
                 worst = min(worst, says, key=["no", "unclear", "yes"].index)
                 texts.append(f"{label}, {of} shots, over {control}: {interval(gap)}")
     missing = len(SETTINGS) * len(BASELINES) * len(CONTROLS) - len(texts)
@@ -434,7 +440,8 @@ def _judge_fewer(root, profile, rows, dataset, setting) -> tuple[str, str]:
     if len(have) < 2:
         return NOT_RUN, NOT_RUN
     values = list(have.values())
-    return "PatchCore: " + ", ".join(f"{of} {v:+.1f}" for of, v in have.items()), "yes, no interval" if values == sorted(values, reverse=True) else "no, no interval"
+    text = "PatchCore: " + ", ".join(f"{of} {v:+.1f}" for of, v in have.items())
+    return text, "yes, no interval" if values == sorted(values, reverse=True) else "no, no interval"
 
 
 def _judge_objects(root, profile, rows, dataset, setting) -> tuple[str, str]:
@@ -473,7 +480,7 @@ def _judge_prompt(root, profile, rows, dataset, setting) -> tuple[str, str]:
     table = table.loc[[p for p in ("best", "worst", "word", "naive") if p in table.index]]
     if table.empty or table.lpips_ours.isna().any():
         return NOT_RUN, NOT_RUN
-    first = {name: (table[f"{m}_ours"].idxmin() if m == "lpips" else table[f"{m}_ours"].idxmax()) for m, name in (("inception_score", "IS"), ("ssim", "SSIM"), ("lpips", "LPIPS"))}
+    first = {"IS": table.inception_score_ours.idxmax(), "SSIM": table.ssim_ours.idxmax(), "PSNR": table.psnr_ours.idxmax(), "LPIPS": table.lpips_ours.idxmin()}
     return ", ".join(f"{name}: {p} first" for name, p in first.items()), "yes" if set(first.values()) == {"best"} else "no"
 
 
@@ -484,6 +491,17 @@ def _judge_peak(root, profile, rows, dataset, setting) -> tuple[str, str]:
         return NOT_RUN, NOT_RUN
     inside = sum(0 < int(np.argmax(s)) < len(s) - 1 for s in runs.similarity)
     return f"an inner peak in {inside} of {len(runs)} runs", "yes" if inside > len(runs) / 2 else "no"
+
+
+def _judge_one(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    """One image with the method against the same detector with all images (else five) and without it, PatchCore."""
+    block = rows[(rows.method == "patchcore") & (rows.group == "all")]
+    for many in ("full", "5"):
+        one, other = block[(block.setting == "1") & (block.part == "generated")], block[(block.setting == many) & (block.part == "shots")]
+        if len(one) and len(other):
+            gap = _gap(pd.concat([one, other]), "generated", "shots")
+            return f"against {many} without it: {interval(gap)}", verdict(gap)
+    return NOT_RUN, NOT_RUN
 
 
 def _component(name: str):
@@ -506,6 +524,7 @@ def _component(name: str):
 _JUDGES = {
     "general": _judge_general, "fewer_more": _judge_fewer, "objects": _judge_objects, "logical": _judge_logical, "quality": _judge_quality,
     "prompt": _judge_prompt, "peak": _judge_peak, "text": _component("text"), "saturation": _component("copies"), "variance": _component("variance"),
+    "one_beats_many": _judge_one,
 }  # fmt: skip
 
 
@@ -548,7 +567,8 @@ def compare(predictions: pd.DataFrame, baseline: str, others: Sequence[str] = CO
         mean, low, high = (100 * v for v in _bootstrap_images(wins["generated"] - wins[arm]))
         gap = {"mean": mean, "low": low, "high": high}
         says = {"yes": "better than", "no": "worse than"}.get(verdict(gap), "not told apart from")
-        lines.append(f"{BASELINES[baseline]} with generated images ({100 * wins['generated'].mean():.1f}) is {says} {ARMS[arm]} ({100 * wins[arm].mean():.1f}): {interval(gap)} points")
+        ours, theirs = (100 * wins[name].mean() for name in ("generated", arm))
+        lines.append(f"{BASELINES[baseline]} with generated images ({ours:.1f}) is {says} {ARMS[arm]} ({theirs:.1f}): {interval(gap)} points")
     return "\n".join(lines)
 
 
@@ -564,8 +584,15 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
     mini = "Profile mini: miniature models. Its numbers cannot be compared with a paper's."
     percent = f'Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. "{NOT_RUN}": no complete run.'
-    gain = "Gain: shots + generated minus this arm, in percent points, with the 95 % interval over categories (seeds averaged first); relative: in percent of this arm."
-    sources = "Reported: Lee and Choi, arXiv 2403.06247v1, and the tables in the authors' repository; data/reported/tgvig_*.csv holds every source and inconsistency."
+    gain = (
+        "Gain: shots + generated minus this arm, in percent points, with the 95 % interval over categories (seeds averaged first); "
+        "relative: in percent of this arm."
+    )
+    sources = (
+        "Reported: Lee and Choi, arXiv 2403.06247v1, and the tables in the authors' repository; data/reported/tgvig_*.csv holds every "
+        "source and inconsistency."
+    )
+    closed = "Percent. Web image, Midjourney and DALL-E are closed: put an image into web_image/, midjourney/ or dalle/ of a folder of yours."
     notes_of = {name: list(dict.fromkeys(n for n in reported(name, root).note if n)) for name in ("table1", "table2", "table3", "table4", "averages", "gains")}
     said = reported("gains", root)
     prose = [f"Reported gain, {r.dataset} {r.category}, {r.shots} shots, {r.baseline}, {METRICS[r.metric]}: {r.gain_percent} %." for r in said.itertuples()]
@@ -578,16 +605,18 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     said_class = per_class(root, "paper")
     written = [path]
     for name, table, display, caption, notes in (
-        ("gains", main, show_gains(main), "TGVIG: four detectors with generated images, and their controls", [percent, gain, sources, *prose, *notes_of["averages"], *notes_of["gains"], mini]),
+        ("gains", main, show_gains(main), "TGVIG: four detectors with generated images, and their controls",
+         [percent, gain, sources, *prose, *notes_of["averages"], *notes_of["gains"], mini]),
         ("table1", first, _show_table1(first), "TGVIG, Table 1: PatchCore from one image and what generators add to it",
-         ["Percent. Web image, Midjourney and DALL-E are closed: put an image into web_image/, midjourney/ or dalle/ of a folder of yours.", sources, *notes_of["table1"], mini]),
+         [closed, sources, *notes_of["table1"], mini]),
         ("table2", second, _show_quality(second), "TGVIG, Table 2: how good and how different the generated images are",
          ["n: images of a run, the upper bound of an Inception Score (one split). ∞: equal images.", sources, *notes_of["table2"], mini]),
         ("table3", third, _show_table3(third), f"TGVIG, Table 3: its parts, PatchCore, {setting} shot", [percent, gain, sources, *notes_of["table3"], mini]),
         ("table4", words, None, "TGVIG, Table 4: prompts", [sources, *notes_of["table4"], mini]),
         ("per_class", said_class, _show_per_class(said_class), "TGVIG, MVTec AD: image AUROC of every class", [percent, sources, *notes_of["averages"]]),
         ("per_category", fab, _show_per_class(fab), "TGVIG: image AUROC of every category", [percent, mini]),
-        ("claims", claims(root, profile, setting), None, "TGVIG: what the paper claims", ["A miniature's verdict neither confirms nor refutes the paper.", sources]),
+        ("claims", claims(root, profile, setting), None, "TGVIG: what the paper claims",
+         ["A miniature's verdict neither confirms nor refutes the paper.", sources]),
         ("own_choices", own_choices(root, profile, "tgvig"), None, "Values that the TGVIG paper leaves open", []),
     ):  # fmt: skip
         written += write_table(table, f"tgvig_{name}{suffix}", folder, display=table if display is None else display, caption=caption, notes=notes)
