@@ -150,6 +150,12 @@ def test_claims_are_judged_by_what_was_run(tmp_path):
     assert found.Holds["general"] == "yes in what was run" and "PatchCore, 1 shots, over augmented: +1.0" in found.Ours["general"]
     assert found.Holds["peak"] == "no" and found.Ours["peak"] == "an inner peak in 1 of 2 runs"
     assert found.Holds["variance"] == "no, no interval" and found.Holds["prompt"] == "yes" and found.Holds["fewer_more"] == "not run"
+    row = {"generator": "tgvig", "n": 9, "inception": 2.0, "inception_label": "", "ssim": 0.5, "psnr": 20.0, "lpips": 0.1}
+    same = [row | {"prompt": p} for p in ("best", "worst", "word", "naive")]
+    for path in (tmp_path / "data/runs/mini/minifab").glob("*/22_synthesize_tgvig/*/metrics.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quality": same}))
+    tied = t.claims(tmp_path).set_index("id")
+    assert tied.Holds["prompt"] == "no" and tied.Ours["prompt"].startswith("IS: equal: best, worst, word, naive;"), "prompts that chose the same set"
     assert found.Holds["logical"] == "yes, no interval" and found.Ours["objects"].startswith("objects +10.0")
     fake(tmp_path, "minifab", shots=5, gain=-0.2)
     found = t.claims(tmp_path).set_index("id")

@@ -480,8 +480,12 @@ def _judge_prompt(root, profile, rows, dataset, setting) -> tuple[str, str]:
     table = table.loc[[p for p in ("best", "worst", "word", "naive") if p in table.index]]
     if table.empty or table.lpips_ours.isna().any():
         return NOT_RUN, NOT_RUN
-    first = {"IS": table.inception_score_ours.idxmax(), "SSIM": table.ssim_ours.idxmax(), "PSNR": table.psnr_ours.idxmax(), "LPIPS": table.lpips_ours.idxmin()}
-    return ", ".join(f"{name}: {p} first" for name, p in first.items()), "yes" if set(first.values()) == {"best"} else "no"
+    says = {}
+    for name, metric, sign in (("IS", "inception_score", 1), ("SSIM", "ssim", 1), ("PSNR", "psnr", 1), ("LPIPS", "lpips", -1)):
+        values = sign * table[f"{metric}_ours"]
+        top = values.index[values >= values.max() - 1e-9]  # prompts that chose the same set are equal
+        says[name] = top[0] if len(top) == 1 else "equal: " + ", ".join(top)
+    return "; ".join(f"{name}: {p}" for name, p in says.items()), "yes" if set(says.values()) == {"best"} else "no"
 
 
 def _judge_peak(root, profile, rows, dataset, setting) -> tuple[str, str]:

@@ -180,12 +180,13 @@ def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, per
                 spread = np.nan_to_num(np.clip([part.ours - part.low, part.high - part.ours], 0, None).astype(float))
                 ax.errorbar(at, part.ours, spread, fmt="none", ecolor=INK, elinewidth=0.8)
         run = set(table.label[table.ours.notna()])
-        ax.set_xticks(range(len(labels)), [label if label in run else f"{label}\nnot run" for label in labels], fontsize=8)
+        part = {r.label: f"\n{r.categories} of {r.expected}" for r in table.itertuples() if getattr(r, "state", "") == "partial"}
+        ax.set_xticks(range(len(labels)), [label + part.get(label, "") if label in run else f"{label}\nnot run" for label in labels], fontsize=8)
         low = table.low.min() if "low" in table and table.low.notna().any() else table.ours.min()
         ax.set(ylim=(max(0, 10 * np.floor((min(low, table.ours.min()) - 5) / 10)), 100), ylabel=ylabel)
         ax.set_title(title, fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names) if columns > 1 else 2, fontsize=8)
     return figure
 
 
