@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run it even if it is complete")
 
     grid = commands.add_parser("grid", help="all stages of a method over data sets x categories x shots x seeds")
-    grid.add_argument("method", nargs="?", default="adp", help="adp (default) or anomalysd")
+    grid.add_argument("method", nargs="?", default="adp", help="adp (default), anomalysd or tgvig")
     grid.add_argument("--dataset", nargs="+", default=["minifab"], metavar="NAME")
     grid.add_argument("--category", nargs="+", metavar="NAME", help="default: all of each data set (for anomalysd: one model for all)")
     grid.add_argument("--shots", nargs="+", type=int, default=[4], metavar="K")
@@ -30,7 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--data-root", default="", help="where the data sets lie; for 'folder' the folder itself")
     grid.add_argument("--tag", default="", help="a name that keeps these runs apart from others")
     grid.add_argument("--overrides", default="", metavar="KEY=VALUE,...", help="changes over the profile: adp.alpha=2")
-    grid.add_argument("--ablations", action="store_true", help="of anomalysd: run it without each of its parts, too")
+    grid.add_argument("--ablations", action="store_true", help="of anomalysd and tgvig: run it without each of its parts, too")
+    grid.add_argument("--baselines", nargs="+", metavar="NAME", help="of tgvig: patchcore (default), cflow, efficientad, reverse_distillation; a run each")
+    grid.add_argument("--full", action="store_true", help="of tgvig: also with all normal training images of each category")
+    grid.add_argument("--table1", action="store_true", help="of tgvig: only the runs of its Tables 1 and 2, with the rival generators")
+    grid.add_argument("--outside", default="", metavar="FOLDER", help="with --table1: a folder of yours with web_image/, midjourney/, dalle/")
     grid.add_argument("--force", action="store_true", help="run complete runs again")
     _common(grid)
 
@@ -39,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--summary", action="store_true", help="only print the table of the runs that are complete")
     _common(tables)
     figures = commands.add_parser("figures", help="draw every table and figure from the runs that are complete")
-    figures.add_argument("method", nargs="?", default="adp", choices=["adp", "anomalysd"])
+    figures.add_argument("method", nargs="?", default="adp", choices=["adp", "anomalysd", "tgvig"])
     figures.add_argument("--profile", default="mini")
     return parser
 
@@ -88,33 +93,61 @@ def _run(args: argparse.Namespace) -> int:
 
 def _grid(args: argparse.Namespace) -> int:
     from fsad_lib import pipeline
+
+    several, tag = _several(args)
+    pairs, failed = pipeline.cells(args.dataset, args.category, args.data_root, args.method), 0
+    jobs = [(pairs, args.shots)]
+    if args.full:
+        jobs += [(some, [k]) for k, some in pipeline.all_images(pairs, args.data_root).items() if k not in args.shots]
+    for overrides in several:
+        for some, shots in jobs:
+            report = pipeline.grid(
+                args.method,
+                some,
+                shots,
+                args.seed,
+                args.profile,
+                jobs=args.jobs or pipeline.default_jobs(args.profile),
+                data_root=args.data_root,
+                tag=tag,
+                overrides=overrides,
+                force=args.force,
+            )
+            where = f" ({overrides})" if len(several) > 1 and overrides else ""
+            print(f"{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed{where}")
+            failed += len(report.failed)
+    return 1 if failed else 0
+
+
+def _several(args: argparse.Namespace) -> tuple[list[str], str]:
+    """The overrides of each grid that a command asks for, and their tag."""
     from fsad_lib.errors import FsadError
 
-    several = [args.overrides]
-    if args.ablations:
-        if args.method != "anomalysd" or args.overrides or args.tag:
-            raise FsadError("--ablations belongs to anomalysd and sets overrides of its own; leave out --overrides and --tag.")
-        from fsad_lib.tables.anomalysd import ablation_overrides
+    own = args.baselines or args.full or args.table1 or args.outside
+    if own and args.method != "tgvig":
+        raise FsadError("--baselines, --full, --table1 and --outside belong to tgvig.")
+    if (args.ablations or args.baselines or args.table1) and (args.overrides or args.tag):
+        raise FsadError("--ablations, --baselines and --table1 set overrides of their own; leave out --overrides and --tag.")
+    if args.ablations and args.method not in ("anomalysd", "tgvig"):
+        raise FsadError("--ablations belongs to anomalysd and tgvig.")
+    if args.outside and not args.table1 or args.table1 and (args.ablations or args.baselines):
+        raise FsadError("--table1 stands alone, but for --outside, which belongs to it.")
+    if args.table1:
+        from fsad_lib.tables.tgvig import TABLE1_TAG, table1_overrides
 
-        several += ablation_overrides()
-    pairs, failed = pipeline.cells(args.dataset, args.category, args.data_root, args.method), 0
-    for overrides in several:
-        report = pipeline.grid(
-            args.method,
-            pairs,
-            args.shots,
-            args.seed,
-            args.profile,
-            jobs=args.jobs or pipeline.default_jobs(args.profile),
-            data_root=args.data_root,
-            tag=args.tag,
-            overrides=overrides,
-            force=args.force,
-        )
-        where = f" ({overrides})" if args.ablations and overrides else ""
-        print(f"{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed{where}")
-        failed += len(report.failed)
-    return 1 if failed else 0
+        return [table1_overrides(args.profile, str(Path(args.outside).expanduser().resolve()) if args.outside else "")], TABLE1_TAG
+    several = [args.overrides]
+    if args.baselines:
+        from fsad_lib.tables.tgvig import BASELINES, baseline_overrides
+
+        if unknown := [name for name in args.baselines if name not in BASELINES]:
+            raise FsadError(f"--baselines: found {', '.join(unknown)}, expected some of {', '.join(BASELINES)}.")
+        several = [baseline_overrides(name) for name in args.baselines]
+    if args.ablations:
+        from importlib import import_module
+
+        several += import_module(f"fsad_lib.tables.{args.method}").ablation_overrides()
+    return several, args.tag
 
 
 def _tables(args: argparse.Namespace) -> int:
@@ -135,11 +168,13 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _figures(args: argparse.Namespace) -> int:
-    if args.method == "anomalysd":
-        from fsad_lib import runs
-        from fsad_lib.anomalysd.figures import write_all as draw
-        from fsad_lib.tables.anomalysd import write_all
+    if args.method != "adp":
+        from importlib import import_module
 
+        from fsad_lib import runs
+
+        draw = import_module(f"fsad_lib.{args.method}.figures").write_all
+        write_all = import_module(f"fsad_lib.tables.{args.method}").write_all
         root = runs.project_root()
         print("\n".join(str(path.relative_to(root)) for path in [*write_all(root, args.profile), *draw(root, args.profile)]))
         return 0

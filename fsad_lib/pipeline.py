@@ -544,6 +544,15 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def all_images(pairs: Sequence[tuple[str, str]], data_root: str = "") -> dict[int, list[tuple[str, str]]]:
+    """Number of normal training images -> the (data set, category) pairs that have so many: "full-shot" as numbers of shots."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        table = runs.read_table(*pair, data_root)
+        found.setdefault(int(((table["split"] == "train") & (table["label"] == 0)).sum()), []).append(pair)
+    return found
+
+
 def demo(profile: str = "mini", jobs: int | None = None, say: Callable[[str], None] = _say) -> int:
     """ADP on three MiniFab evaluation categories and on real solar cells (ELPV mono), 4 shots, seed 0; then the figures.
     Prints a small table and the figures' paths; returns the exit status."""

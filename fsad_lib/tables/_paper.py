@@ -265,8 +265,8 @@ def memory_sentence(root: str | Path | None = None, profile: str = "mini", shots
 def own_choices(root: str | Path | None = None, profile: str = "mini", method: str = "adp") -> pd.DataFrame:
     """Each value that a method's paper leaves open: name, our value, the reason, the range tried and its effect.
 
-    Values and reasons are the profile's YAML (the comment behind a value); ``data/own_choices.csv`` (AnomalySD:
-    ``own_choices_anomalysd.csv``) adds the choices that are not a number in the profile, and what was tried (rows of this
+    Values and reasons are the profile's YAML (the comment behind a value); ``data/own_choices.csv`` (other methods:
+    ``own_choices_<method>.csv``) adds the choices that are not a number in the profile, and what was tried (rows of this
     profile, or of every profile).
 
     >>> own_choices(profile="mini").set_index("Name").loc["adp.alpha", "Value"]
@@ -278,6 +278,11 @@ def own_choices(root: str | Path | None = None, profile: str = "mini", method: s
     settings = load_profile(profile)
     wanted = {f"{method}.{name}" for name in type(getattr(settings, method)).model_fields} | {"winclip.tau"}
     wanted |= {"diffusion.image_size"} if method == "adp" else {"inpainting.checkpoint", "inpainting.image_size"}
+    if method == "tgvig":
+        named = ("tgvig", "baselines", "vqgan", "baseline_backbone", "distillation_backbone", "efficientad_teacher", "inception")
+        wanted = {f"{section}.{name}" for section in named for name in type(getattr(settings, section)).model_fields} - {
+            f"{section}.{name}" for section in named for name in ("checkpoint", "source") if section != "vqgan" or name == "source"
+        }  # fmt: skip
     extra = _extra_choices(root, "own_choices.csv" if method == "adp" else f"own_choices_{method}.csv")
     extra = extra[extra.profile.isin(["", profile])].set_index("name")
     records, section = [], ""

@@ -79,7 +79,7 @@ def unit_name(dataset: str, category: str) -> str:
     >>> unit_name("mvtec_ad", "bottle"), unit_name("elpv", "mono"), unit_name("minifab", "gear")
     ('MVTec AD', 'ELPV mono', 'MiniFab')
     """
-    names = PAPER_UNITS | {"minifab": "MiniFab", "minifab_dev": "MiniFab (development)"}
+    names = PAPER_UNITS | {"minifab": "MiniFab", "minifab_dev": "MiniFab (development)", "btad": "BTAD", "mvtec_loco": "MVTec LOCO"}
     if dataset in names:
         return names[dataset]
     if dataset == "elpv":
