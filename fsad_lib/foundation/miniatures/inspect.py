@@ -213,8 +213,8 @@ def repaint(
 
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", and "clip_more", "unet_more" (which
-    went on from exported weights) -> one row a report, in order of steps (a part repeated after an interruption counts once). Parts
+    """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
+    went on from exported weights), and "unet_inpainting" -> one row a report, in order of steps (a part repeated after an interruption counts once). Parts
     without a log are left out.
 
     Raises:
@@ -266,12 +266,12 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
-        ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
+        ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
     ]  # fmt: skip
     panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
-        raise FsadError("no training log to draw; expected data/models/mini/training/{clip,vae,unet}.jsonl.")
+        raise FsadError("no training log to draw; expected data/models/mini/training/{clip,vae,unet,...}.jsonl.")
     with mpl.rc_context(plots.STYLE):
         rows = -(-len(panels) // 3)
         figure, axes = plt.subplots(rows, min(3, len(panels)), figsize=(3.4 * min(3, len(panels)), 2.5 * rows), squeeze=False, layout="constrained")
