@@ -214,8 +214,8 @@ def repaint(
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
-    went on from exported weights), and "unet_inpainting" -> one row a report, in order of steps (a part repeated after an interruption counts once). Parts
-    without a log are left out.
+    went on from exported weights), and "unet_inpainting" -> one row a report, in order of steps (a part repeated after an interruption
+    counts once). Parts without a log are left out.
 
     Raises:
         FsadError: a line that is not JSON with a step.
@@ -266,7 +266,8 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
-        ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
+        ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]),
+        ("vae", "VAE: PSNR, dB", ["psnr"]),
     ]  # fmt: skip
     panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
     panels = [panel for panel in panels if panel[2]]
