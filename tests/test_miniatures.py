@@ -219,6 +219,31 @@ def scripts(monkeypatch, small_pool):
     return call
 
 
+def test_the_vaes_quality_counts_colour():
+    class Plain:
+        """Encodes nothing; decodes to the picture itself, or to its grey mean."""
+
+        def __init__(self, grey):
+            self.grey = grey
+
+        def encode(self, x):
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=x))
+
+        def decode(self, z):
+            return SimpleNamespace(sample=z.mean(1, keepdim=True).expand_as(z) if self.grey else 0.999 * z)
+
+    rng = np.random.default_rng(0)
+    images, cells = [rng.integers(0, 255, (4, 2, 128, 128, 3), dtype=np.uint8)], np.ones((4, pool.GRID, pool.GRID))
+    kept, lost = (train_vae.quality(Plain(grey), images, cells, n=4) for grey in (False, True))
+    assert kept["colour"] == pytest.approx(1, abs=1e-3) and kept["contrast_kept"] == pytest.approx(0.999) and lost["colour"] < 0.01
+
+
+def test_the_unets_training_says_what_it_starts_from(scripts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        scripts(train_unet, tmp_path / "unet", "--steps", 1)
+    assert "--start" in capsys.readouterr().err
+
+
 def test_train_export_and_load_the_whole_chain(scripts, tmp_path, capsys):
     log = scripts(train_clip, tmp_path / "clip", "--steps", 50, "--pairs", 2, "--every", 50, "--freeze-text-at", 50)
     assert [row["step"] for row in log] == [50] and log[0]["noun_seen"] == 0.5 and log[0]["contrastive"] > 0

@@ -68,25 +68,29 @@ def cache_latents(folder: Path, pool: Path, vae: AutoencoderKL, chunks: Sequence
 
 def main() -> None:
     parser = training_parser(__doc__, steps=4000, lr=1e-3, every=200)
-    parser.add_argument("--vae", type=Path, help="training folder of the VAE; needed without --start")
+    parser.add_argument("--vae", type=Path, help="training folder of the VAE; with --start, in place of the exported one")
     parser.add_argument("--clip", type=Path, help="frozen_text.pt of train_clip; needed without --start")
     parser.add_argument("--start", type=Path, help="exported miniatures (data/models/mini) to start from, instead of --vae and --clip")
     parser.add_argument("--batch", type=int, default=32, help="images a step, an even number")
     parser.add_argument("--defect-weight", type=float, default=0.0)
     parser.add_argument("--chunks", type=int, default=6, help="how many chunks of the pool, evenly spread over it")
     args = parser.parse_args()
+    if not args.start and not (args.vae and args.clip):
+        parser.error("give --start (exported miniatures), or --vae and --clip (training folders).")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     unet = UNet2DConditionModel(**MODEL)
-    if args.start:
+    if args.vae:
+        vae = AutoencoderKL(**train_vae.MODEL)
+        vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location="cpu")["model"])
+    else:
         vae = AutoencoderKL.from_pretrained(args.start / "diffusion/vae", torch_dtype=torch.float32)
+    if args.start:
         clip = load_clip(args.start / "clip").model
         unet.load_state_dict(load_file(args.start / "diffusion/unet/diffusion_pytorch_model.safetensors"))
     else:
-        vae = AutoencoderKL(**train_vae.MODEL)
-        vae.load_state_dict(torch.load(args.vae / "checkpoint.pt", weights_only=True, map_location="cpu")["model"])
         clip = open_clip.CLIP(**train_clip.MODEL)
         text = {k: v for k, v in torch.load(args.clip, weights_only=True, map_location="cpu")["model"].items() if not k.startswith("visual.")}
         clip.load_state_dict(clip.state_dict() | text)  # the image tower is not needed
@@ -96,7 +100,7 @@ def main() -> None:
     chunks = np.unique(np.linspace(0, len(images) - 1, args.chunks).round().astype(int))
     mean, std = cache_latents(args.out, args.pool, vae, chunks, args.device)
     labels, cells = (np.concatenate([a[i * CHUNK : (i + 1) * CHUNK] for i in chunks]) for a in (labels, cells))
-    if args.start:
+    if not args.vae:
         factor = vae.config.scaling_factor
     else:
         factor = float(1 / np.sqrt(mean[::7].astype(np.float32).var() + (std[::7].astype(np.float32) ** 2).mean()))
