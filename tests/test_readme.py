@@ -24,9 +24,12 @@ ROWS = {
 COLUMNS = (("minifab", None), ("elpv", "mono"), ("elpv", "poly"))
 
 
-def results_table():
-    """Row name -> the three cells of the README's table of results."""
-    lines = README.split("| | MiniFab, 8 products |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+SHOTS = ("patch memory over an ImageNet network (control)", "memory alone (control)", "WinCLIP+", "ADP")
+
+
+def results_table(head="| | MiniFab, 8 products |"):
+    """Row name -> the cells of one of the README's tables of results."""
+    lines = README.split(head, 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     cells = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines)
     return {name: values for name, *values in cells}
 
@@ -38,17 +41,29 @@ def test_the_table_of_results_has_every_row_and_is_sorted():
     assert first == sorted(first, reverse=True)
 
 
+def cell(rows, method, part, dataset, category, shots):
+    """Mean and standard deviation over three seeds of the mean over categories, as the README writes them."""
+    rows = rows[(rows.method == method) & (rows.part == part) & (rows.group == "all") & (rows.shots == shots)]
+    chosen = rows[(rows.dataset == dataset) & (rows.category == category if category else True)]
+    per_seed = 100 * chosen.groupby("seed").image_auroc.mean()
+    assert len(per_seed) == 3 and len(chosen) == 3 * chosen.category.nunique()
+    return f"{per_seed.mean():.1f} ± {per_seed.std():.1f}"
+
+
+@pytest.mark.parametrize("name", SHOTS)
+def test_the_numbers_by_shots_are_the_committed_results(name):
+    rows = pd.read_csv(project_root() / "data/results/adp_mini.csv", dtype={"category": str})
+    table = results_table("| MiniFab, 8 products: shots |")
+    shots = [int(word) for word in re.search(r"\| MiniFab, 8 products: shots \|([^\n]+)", README)[1].strip(" |").split("|")]
+    assert set(table) == set(SHOTS)
+    expected = [cell(rows, *ROWS[name], "minifab", None, k) for k in shots]
+    assert table[name] == expected, f"the README's row should read | {name} | {' | '.join(expected)} |"
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_the_numbers_of_the_readme_are_the_committed_results(name):
     rows = pd.read_csv(project_root() / "data/results/adp_mini.csv", dtype={"category": str})
-    method, part = ROWS[name]
-    rows = rows[(rows.shots == 4) & (rows.method == method) & (rows.part == part) & (rows.group == "all")]
-    expected = []
-    for dataset, category in COLUMNS:
-        chosen = rows[(rows.dataset == dataset) & (rows.category == category if category else True)]
-        per_seed = 100 * chosen.groupby("seed").image_auroc.mean()
-        assert len(per_seed) == 3 and len(chosen) == 3 * chosen.category.nunique()
-        expected.append(f"{per_seed.mean():.1f} ± {per_seed.std():.1f}")
+    expected = [cell(rows, *ROWS[name], dataset, category, 4) for dataset, category in COLUMNS]
     assert results_table()[name] == expected, f"the README's row should read | {name} | {' | '.join(expected)} |"
 
 
