@@ -10,6 +10,7 @@ from tiny_project import COLOURS, OVERRIDES, write_project
 
 from fsad_lib import runs
 from fsad_lib.anomalysd import figures, stages
+from fsad_lib.anomalysd.score import image_score
 from fsad_lib.datasets import read_images, read_masks
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
@@ -82,19 +83,19 @@ def test_predictions_and_rows_of_every_category_and_protocol(evaluated):
 def test_scores_are_the_detectors(project, evaluated):
     run = open_run(project, "41_evaluate")
     detector = stages.build_detector(run)
-    p = evaluated.predictions
+    p, share = evaluated.predictions, detector.settings.image_share
     for name in COLOURS:
         rows = p[(p.category == name) & (p.part == "given")]
         paths = rows[rows.method == "anomalysd"].path.tolist()
         scores = detector(read_images(paths, 32), name, controls=True)
         assert rows[rows.method == "anomalysd"].score.tolist() == scores.image.tolist()
-        against = scores.controls["against_roundtrip"].flatten(1).amax(1)
+        against = image_score(scores.controls["against_roundtrip"], share)
         assert rows[rows.method == "against_roundtrip"].score.tolist() == against.tolist()
         unknown = p[(p.category == name) & (p.part == "unknown") & (p.method == "anomalysd")]
         assert unknown.treated_as.tolist() == detector.choose_category(read_images(paths, 32))
         assert unknown.score.tolist() == detector(read_images(paths, 32)).image.tolist()
         # alpha 0: the scales alone, smoothed
-        assert rows[rows.method == "alpha_0"].score.tolist() == pytest.approx(detector.smooth(scores.s_ms).flatten(1).amax(1).tolist())
+        assert rows[rows.method == "alpha_0"].score.tolist() == pytest.approx(image_score(detector.smooth(scores.s_ms), share).tolist())
         test = run.table().set_index("path").loc[paths].reset_index()
         row = next(r for r in evaluated.rows if (r["category"], r["method"], r["part"]) == (name, "anomalysd", "given"))
         assert row["pixel_auroc"] == pytest.approx(pixel_metrics(read_masks(test, 32), scores.map, paths)["pixel_auroc"])
