@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import roc_auc_score
 
 from fsad_lib import datasets
@@ -32,14 +31,14 @@ def judge(overrides: str, shots: int, seed: int, images: int | None) -> pd.DataF
     test = run.table().query("split == 'test'")
     for name in run.categories:
         chosen = stages._sample(test[test.category == name], images)
-        label, masks = chosen["label"].to_numpy(), datasets.read_masks(chosen, detector.model.image_size)
+        label, masks = chosen["label"].to_numpy(), np.asarray(datasets.read_masks(chosen, detector.model.image_size))
         scores = detector(datasets.read_images(chosen["path"].tolist(), detector.model.image_size), name, controls=True)
         maps = {"S_map": scores.map, "autoencoder": scores.controls["roundtrip"], "against it": scores.controls["against_roundtrip"]}
         maps |= {f"S^({k})": detector.smooth(s) for k, s in scores.scales.items()}
         if scores.s_pg is not None:
             maps |= {f"alpha {a:g}": detector.smooth(fuse(scores.s_ms, scores.s_pg, a)) for a in stages.ALPHAS}
         for variant, m in maps.items():
-            pixel = roc_auc_score(masks.numpy().ravel() if torch.is_tensor(masks) else np.asarray(masks).ravel(), m.cpu().numpy().ravel())
+            pixel = roc_auc_score(masks.ravel(), m.cpu().numpy().ravel())
             rows.append({"category": name, "variant": variant, "image": roc_auc_score(label, image_score(m, detector.settings.image_share).cpu()), "pixel": pixel})
         rows += [
             {"category": name, "variant": f"share {s:g}", "image": roc_auc_score(label, image_score(scores.map, s).cpu()), "pixel": np.nan}

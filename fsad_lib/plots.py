@@ -14,6 +14,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
@@ -44,7 +45,9 @@ LOOKS = {
 """key of :data:`fsad_lib.tables.ROWS` -> colour, marker, line; controls are dashed or dotted."""
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorator: the function draws in this project's style, and returns its figure closed."""
+
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
         with mpl.rc_context(STYLE):
@@ -54,6 +57,17 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         return figure
 
     return drawn
+
+
+def show_picture(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, width: float = 1.6, **how) -> None:
+    """A picture (H, W, 3) in [0, 1] or a map (H, W) without axes; ``edge``, ``width``: colour and width of its frame. ``how``: see ``Axes.imshow``."""
+    ax.imshow(picture, **how)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=edge is not None, color=edge or GREY, linewidth=width)
+    if title:
+        ax.set_title(title, fontsize=8, loc="center")
 
 
 def to_pixels(x) -> np.ndarray:
@@ -77,14 +91,6 @@ def _maps(maps) -> np.ndarray:
     return maps[None] if maps.ndim == 2 else maps
 
 
-def _picture(ax, pixels: np.ndarray, edge: str | None = None, width: float = 1.6) -> None:
-    ax.imshow(pixels)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=edge is not None, color=edge or GREY, linewidth=width)
-
-
 def _no_axis(ax) -> None:
     ax.set_axis_off()
 
@@ -92,7 +98,7 @@ def _no_axis(ax) -> None:
 # ------------------------------------------------------------------------------------------------------------- images
 
 
-@_styled
+@styled
 def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: float = 1.4, title: str = "") -> Figure:
     """Images (B, 3, H, W) in rows of ``columns``, each with a title (B of them)."""
     pixels = to_pixels(x)
@@ -108,7 +114,7 @@ def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: f
         if i >= len(pixels):
             _no_axis(ax)
             continue
-        _picture(ax, pixels[i])
+        show_picture(ax, pixels[i])
         if titles is not None:
             ax.set_title(titles[i], fontsize=8, loc="center")
     if title:
@@ -128,7 +134,7 @@ def blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.n
     return grey * (1 - opacity) + mpl.colormaps["inferno"](level)[..., :3] * opacity
 
 
-@_styled
+@styled
 def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7) -> Figure:
     """Image, heat map over it, and the true defect's outline, one row an image.
 
@@ -146,11 +152,11 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
         len(pixels), columns, figsize=(size * columns + 0.9, size * len(pixels) + 0.3), squeeze=False, layout="constrained"
     )
     for row, picture, map_, i in zip(axes, pixels, maps, range(len(pixels)), strict=True):
-        _picture(row[0], picture)
-        _picture(row[1], blend(picture, map_, low, high))
+        show_picture(row[0], picture)
+        show_picture(row[1], blend(picture, map_, low, high))
         if masks is not None:
             mask = np.asarray(masks[i]).astype(float)
-            _picture(row[2], picture)
+            show_picture(row[2], picture)
             if mask.any():
                 row[2].contour(mask, [0.5], colors=[YELLOW], linewidths=1.4)
             else:
@@ -167,7 +173,7 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
     return figure
 
 
-@_styled
+@styled
 def contact_sheet(
     paths: Sequence[str | Path],
     scores: Sequence[float],
@@ -203,7 +209,7 @@ def contact_sheet(
             pixels = np.concatenate([pixels, np.ones((4, size, 3)), blend(pixels, maps[i], low, high)])
         label = -1 if labels is None else int(labels[i])
         ax.set_axis_on()
-        _picture(ax, pixels, {0: BLUE, 1: RED}.get(label), 2.4)
+        show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
         name = "/".join(Path(paths[i]).parts[-2:])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left")
@@ -224,7 +230,7 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     return pd.Series(values).rolling(window, min_periods=1, center=True).mean().to_numpy()
 
 
-@_styled
+@styled
 def trace_plot(traces: pd.DataFrame | Mapping[str, pd.DataFrame], gamma: float | None = None) -> Figure:
     """Denoising loss, P_CLIP of the shots and hinge of the pseudo-anomalies per step.
 
@@ -269,7 +275,7 @@ def trace_plot(traces: pd.DataFrame | Mapping[str, pd.DataFrame], gamma: float |
     return figure
 
 
-@_styled
+@styled
 def tau_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
     """What tau does: P_CLIP(flawless) of each image, and the gradient that reaches the learned word, against tau.
 
@@ -297,7 +303,7 @@ def tau_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def roc(predictions: pd.DataFrame, methods: Sequence[str] = ("adp",), part: str = "sum") -> Figure:
     """Small ROC curves of one run, from its long table (label, method, part, score)."""
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -328,7 +334,7 @@ def _math(text: str) -> str:
     return {"c_n": "$c_n$", "c_a": "$c_a$", "ADP_l": r"ADP$_\ell$"}.get(text, text)
 
 
-@_styled
+@styled
 def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, method: str = "adp", part: str = "sum") -> Figure:
     """Histograms of normal, pseudo-anomalous and anomalous images over one axis, every image a tick below them.
 
@@ -359,7 +365,7 @@ def score_histograms(scores: Mapping[str, Sequence[float]] | pd.DataFrame, metho
     return figure
 
 
-@_styled
+@styled
 def auroc_against_shots(
     table: pd.DataFrame, keys: Sequence[str] = ("adp", "adp_l", "winclip", "memory", "object", "patch_memory")
 ) -> Figure:
@@ -414,7 +420,7 @@ def auroc_against_shots(
     return figure
 
 
-@_styled
+@styled
 def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Figure:
     """Means with 95 % intervals of every method at one number of shots, a panel per data set.
 
@@ -464,7 +470,7 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
 # ---------------------------------------------------------------------------------------------------- ADP's own figures
 
 
-@_styled
+@styled
 def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: Mapping[str, Sequence[float]] | None = None) -> Figure:
     """Shots, pseudo-anomalies from the simple prompt, pseudo-anomalies from the learned word, in three rows.
 
@@ -482,7 +488,7 @@ def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: 
             if j >= len(pixels):
                 _no_axis(ax)
                 continue
-            _picture(ax, pixels[j], colour)
+            show_picture(ax, pixels[j], edge=colour)
             if values is not None and j < len(values):
                 ax.set_xlabel(f"P(damaged) = {values[j]:.2f}", fontsize=7.5, labelpad=2)
         box = line[0].get_position()
@@ -526,7 +532,7 @@ class _Canvas:
 
     def picture(self, x, y, size, pixels, edge=GREY, line=1.6) -> None:
         ax = self.figure.add_axes((x / self.width, y / self.height, size / self.width, size / self.height))
-        _picture(ax, pixels, edge, line)
+        show_picture(ax, pixels, edge=edge, width=line)
 
     def strip(self, x, y, size, images, edge, gap=0.07, limit=4) -> float:
         for j, pixels in enumerate(images[:limit]):
@@ -534,7 +540,7 @@ class _Canvas:
         return x + min(len(images), limit) * (size + gap) - gap
 
 
-@_styled
+@styled
 def adp_overview(
     shots,
     pseudo,

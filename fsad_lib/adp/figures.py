@@ -28,12 +28,12 @@ from fsad_lib.plots import (
     PURPLE,
     RED,
     SKY,
+    show_picture,
+    styled,
     to_pixels,
 )
 from fsad_lib.plots import _math as mathematical
-from fsad_lib.plots import _picture as picture
 from fsad_lib.plots import _smooth as smooth
-from fsad_lib.plots import _styled as styled
 
 __all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
 
@@ -85,7 +85,7 @@ def image_rows(
         for j, image in enumerate(pixels[name]):
             x = label_width + j * (size + 0.06)
             ax = figure.add_axes((x / width, (y - size) / height, size / width, size / height))
-            picture(ax, image, edges.get(name))
+            show_picture(ax, image, edge=edges.get(name))
             if name in captions:
                 ax.set_xlabel(captions[name][j], fontsize=8, labelpad=2)
             if heads and y == height - top and j < len(heads):

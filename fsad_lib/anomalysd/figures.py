@@ -3,47 +3,22 @@
 Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib.plots`. Images are (B, 3, H, W) in [0, 1].
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsad_lib.errors import FsadError
-from fsad_lib.plots import ANOMALOUS, BLUE, GREEN, GREY, INK, NORMAL, ORANGE, STYLE, YELLOW, save_figure, to_pixels
+from fsad_lib.plots import ANOMALOUS, BLUE, GREEN, GREY, INK, NORMAL, ORANGE, YELLOW, save_figure, show_picture, styled, to_pixels
 
 __all__ = ["foregrounds", "loss_curves", "map_strip", "of_run", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
 
 COLOURS = {"image_auroc": BLUE, "pixel_auroc": GREEN, "aupro": ORANGE}
 NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
-
-
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
-            figure.set_facecolor("white")
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-def _show(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, **how) -> None:
-    ax.imshow(picture, **how)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=edge is not None, color=edge or GREY, linewidth=1.6)
-    if title:
-        ax.set_title(title, fontsize=8, loc="center")
 
 
 def _array(values) -> np.ndarray:
@@ -55,7 +30,7 @@ def _masked(pixels: np.ndarray, m: np.ndarray) -> np.ndarray:
     return np.where(m[..., None], 0.5, pixels)
 
 
-@_styled
+@styled
 def foregrounds(x, where, masks, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """Shots, their foreground, and random rectangles restricted to it: one column an image.
 
@@ -66,16 +41,16 @@ def foregrounds(x, where, masks, titles: Sequence[str] | None = None, size: floa
     rows = 2 + masks.shape[1]
     figure, axes = plt.subplots(rows, len(pixels), figsize=(size * len(pixels) + 0.6, size * rows), squeeze=False, layout="constrained")
     for i, picture in enumerate(pixels):
-        _show(axes[0, i], picture, titles[i] if titles is not None else "", NORMAL)
-        _show(axes[1, i], picture * np.where(where[i][..., None], 1, 0.25))
+        show_picture(axes[0, i], picture, titles[i] if titles is not None else "", NORMAL)
+        show_picture(axes[1, i], picture * np.where(where[i][..., None], 1, 0.25))
         for j, m in enumerate(masks[i]):
-            _show(axes[2 + j, i], _masked(picture, m))
+            show_picture(axes[2 + j, i], _masked(picture, m))
     for row, name in enumerate(["shot", "foreground", *["masked"] * masks.shape[1]]):
         axes[row, 0].set_ylabel(name, fontsize=8)
     return figure
 
 
-@_styled
+@styled
 def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
     """Fine-tuning: the U-Net's loss, and the decoder's squared error and perceptual distance; pale: every step, bold: smoothed.
 
@@ -103,7 +78,7 @@ def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None, size: float = 1.15) -> Figure:
     """One image and some of its passes: the masked image, the normal twin, their difference; one column a pass.
 
@@ -118,15 +93,15 @@ def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None,
     top = limit or max(float(inside.max()), 1e-9)
     figure, axes = plt.subplots(3, len(m), figsize=(size * len(m) + 0.6, size * 3 + 0.2), squeeze=False, layout="constrained")
     for i in range(len(m)):
-        _show(axes[0, i], _masked(picture, m[i]), titles[i])
-        _show(axes[1, i], twins[i])
-        _show(axes[2, i], inside[i], cmap="inferno", vmin=0, vmax=top)
+        show_picture(axes[0, i], _masked(picture, m[i]), titles[i])
+        show_picture(axes[1, i], twins[i])
+        show_picture(axes[2, i], inside[i], cmap="inferno", vmin=0, vmax=top)
     for ax, name in zip(axes[:, 0], ("masked", "normal twin", "difference D"), strict=True):
         ax.set_ylabel(name, fontsize=8)
     return figure
 
 
-@_styled
+@styled
 def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """From the scales to the final map: image, every map, the true defect; one row an image, one colour scale for each column.
 
@@ -139,13 +114,13 @@ def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] |
         len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.3), squeeze=False, layout="constrained"
     )
     for i, row in enumerate(axes):
-        _show(row[0], pixels[i], "image" if i == 0 else "")
+        show_picture(row[0], pixels[i], "image" if i == 0 else "")
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
-            _show(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
+            show_picture(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
         if masks is not None:
-            _show(row[-1], pixels[i], "true defect" if i == 0 else "")
+            show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
             mask = _array(masks)[i].astype(float)
             if mask.any():
                 row[-1].contour(mask, [0.5], colors=[YELLOW], linewidths=1.2)
@@ -154,7 +129,7 @@ def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] |
     return figure
 
 
-@_styled
+@styled
 def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) -> Figure:
     """The effect of lambda and alpha: a row a data set, a column a parameter; bars are 95 % intervals where there are any.
 
@@ -196,7 +171,7 @@ def score_sentence(good: float, bad: float) -> str:
     return f"The defective part scores {bad:.3f}, the good one {good:.3f}: on this pair the score is wrong."
 
 
-@_styled
+@styled
 def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, prompt: str = "", subtitle: str = "") -> Figure:
     """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen).
 
@@ -214,8 +189,8 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     grid = left.subgridspec(4, 3, height_ratios=(1, 1, 1, 1.2), hspace=0.25, wspace=0.06)
     figure.text(0.012, 0.89, "1  Fine-tune on the shots of every category", fontsize=10.5, fontweight="bold")
     for i in range(min(3, len(pixels))):
-        _show(figure.add_subplot(grid[0, i]), pixels[i], edge=NORMAL)
-        _show(figure.add_subplot(grid[1, i]), pixels[i] * np.where(where[i][..., None], 1, 0.25), "foreground" if i == 1 else "")
+        show_picture(figure.add_subplot(grid[0, i]), pixels[i], edge=NORMAL)
+        show_picture(figure.add_subplot(grid[1, i]), pixels[i] * np.where(where[i][..., None], 1, 0.25), "foreground" if i == 1 else "")
     words = figure.add_subplot(grid[2, :])
     words.set_axis_off()
     words.text(0.0, 0.85, "random rectangles inside the foreground are repainted,\nguided by", fontsize=8.5, va="top")
@@ -232,20 +207,20 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     columns = max(len(chosen) + 1, 4)
     grid = right.subgridspec(4, columns, hspace=0.25, wspace=0.08)
     figure.text(0.335, 0.89, "2  Judge: repaint as normal, measure what changed", fontsize=10.5, fontweight="bold")
-    _show(figure.add_subplot(grid[0, 0]), picture, "test image", ANOMALOUS if twins.label[index] == 1 else NORMAL)
+    show_picture(figure.add_subplot(grid[0, 0]), picture, "test image", ANOMALOUS if twins.label[index] == 1 else NORMAL)
     inside = np.where(twins.m[index], twins.d[index], 0)
     for column, p in enumerate(chosen, 1):
         head = "prototype-guided" if k[p] == 0 else f"{k[p]} x {k[p]} cells"
-        _show(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), f"mask, {head}")
-        _show(figure.add_subplot(grid[1, column]), to_pixels(twins.x_hat[index, p])[0], "normal twin")
+        show_picture(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), f"mask, {head}")
+        show_picture(figure.add_subplot(grid[1, column]), to_pixels(twins.x_hat[index, p])[0], "normal twin")
         name = "s_pg" if k[p] == 0 else f"S{k[p]}"
         head = "$S_{pg}$" if k[p] == 0 else f"$S^{{({k[p]})}}$"
-        _show(figure.add_subplot(grid[2, column]), twins.maps.get(name, [inside[p]] * len(twins.x))[index], head, cmap="inferno", vmin=0)
+        show_picture(figure.add_subplot(grid[2, column]), twins.maps.get(name, [inside[p]] * len(twins.x))[index], head, cmap="inferno", vmin=0)
     last = [("s_ms", "$S_{ms}$, harmonic mean"), ("map", r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")]
     for column, (name, head) in enumerate(last, 1):
-        _show(figure.add_subplot(grid[3, column]), twins.maps[name][index], head, cmap="inferno", vmin=0)
+        show_picture(figure.add_subplot(grid[3, column]), twins.maps[name][index], head, cmap="inferno", vmin=0)
     ax = figure.add_subplot(grid[3, 3])
-    _show(ax, picture, "true defect" if mask is not None else "")
+    show_picture(ax, picture, "true defect" if mask is not None else "")
     if mask is not None and _array(mask).any():
         ax.contour(_array(mask).astype(float), [0.5], colors=[YELLOW], linewidths=1.3)
     return figure

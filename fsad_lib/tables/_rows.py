@@ -87,6 +87,18 @@ def unit_name(dataset: str, category: str) -> str:
     return f"folder {category}"
 
 
+def units(papers: dict[str, str], rows: pd.DataFrame, profile: str) -> list[tuple[str, str, str]]:
+    """(profile, data set, unit) of a table: a paper's data sets, the profile's usual ones, whatever else was run.
+
+    Args:
+        papers: data set -> its name in the tables. rows: of :func:`collect`.
+    """
+    found = [("paper", dataset, name) for dataset, name in papers.items()]
+    usual = [("minifab", "MiniFab"), ("elpv", "ELPV mono"), ("elpv", "ELPV poly")] if profile == "mini" else []
+    run = rows[["dataset", "unit"]].drop_duplicates().sort_values("unit").itertuples(index=False)
+    return list(dict.fromkeys([*found, *((profile, dataset, name) for dataset, name in [*usual, *run])]))
+
+
 def expected_categories(dataset: str) -> list[str] | None:
     """The categories a data-set mean must cover; None where a unit is a single category (ELPV, a user's folder)."""
     if dataset in ("elpv", "folder"):

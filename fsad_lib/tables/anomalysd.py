@@ -22,6 +22,7 @@ from fsad_lib.tables._rows import (
     expected_categories,
     mean_over_categories,
     reported,
+    units,
 )
 from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
 
@@ -79,17 +80,6 @@ def rows_of(root: str | Path | None = None, profile: str = "mini", tag: str = ""
     return kept
 
 
-def _units(rows: pd.DataFrame, profile: str) -> list[tuple[str, str, str]]:
-    """(profile, data set, unit) of the tables: the paper's two, the profile's usual ones, whatever else was run."""
-    units = [("paper", dataset, name) for dataset, name in PAPER_UNITS.items()]
-    usual = [("minifab", "MiniFab"), ("elpv", "ELPV mono"), ("elpv", "ELPV poly")] if profile == "mini" else []
-    found = rows[["dataset", "unit"]].drop_duplicates().sort_values("unit").itertuples(index=False)
-    for dataset, name in [*usual, *(tuple(r) for r in found)]:
-        if (profile, dataset, name) not in units:
-            units.append((profile, dataset, name))
-    return units
-
-
 def main_table(root: str | Path | None = None, profile: str = "mini", shots: Sequence[int] = SHOTS) -> pd.DataFrame:
     """Image AUROC, pixel AUROC and AUPRO of method, controls and rivals at 1, 2, 4 and 16 shots, under each protocol.
 
@@ -99,7 +89,7 @@ def main_table(root: str | Path | None = None, profile: str = "mini", shots: Seq
     mine, real = rows_of(root, profile), rows_of(root, "paper")
     said = reported("anomalysd_main", root).set_index(["dataset", "shots", "metric"])
     records = []
-    for of, dataset, unit in _units(mine, profile):
+    for of, dataset, unit in units(PAPER_UNITS, mine, profile):
         block = (real if of == "paper" else mine).query("unit == @unit")
         for k in shots:
             for metric in METRICS:
@@ -182,8 +172,8 @@ def ablations(root: str | Path | None = None, profile: str = "mini", shots: int 
     for label, overrides in ABLATIONS.items():
         rows = rows_of(root, profile, overrides_tag(overrides))
         found[label] = rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]
-    units = [(d, u) for of, d, u in _units(whole, profile) if of == profile]
-    for dataset, unit in units:
+    own = [(d, u) for of, d, u in units(PAPER_UNITS, whole, profile) if of == profile]
+    for dataset, unit in own:
         base = found["whole method"].query("unit == @unit")
         for label, rows in found.items():
             rows = rows.query("unit == @unit")

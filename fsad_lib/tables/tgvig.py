@@ -13,7 +13,7 @@ import pandas as pd
 
 from fsad_lib.runs import overrides_tag, project_root, read_json, replacing
 from fsad_lib.tables._paper import own_choices
-from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories
+from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories, units
 from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
 
 __all__ = [
@@ -120,23 +120,11 @@ def rows_of(root: str | Path | None = None, profile: str = "mini", overrides: st
             found = collect(root, profile, "tgvig", overrides_tag(own) if own else "")
             parts.append(found[found.method == name])
     table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    table = table[table.dataset != "folder"]
     available = {folder: (read_json(Path(folder) / "metrics.json") or {}).get("available") for folder in set(table.folder)}
     full = [shots == available[folder] for shots, folder in zip(table.shots, table.folder, strict=True)]
     table = table.assign(setting=["full" if f else str(k) for k, f in zip(table.shots, full, strict=True)])
     table.attrs["stale"] = [path for part in parts for path in part.attrs.get("stale", [])]
     return table
-
-
-def _units(rows: pd.DataFrame, profile: str) -> list[tuple[str, str, str]]:
-    """(profile, data set, unit): the paper's three, the profile's usual ones, whatever else was run."""
-    units = [("paper", dataset, name) for dataset, name in UNITS.items()]
-    usual = [("minifab", "MiniFab"), ("elpv", "ELPV mono"), ("elpv", "ELPV poly")] if profile == "mini" else []
-    found = rows[["dataset", "unit"]].drop_duplicates().sort_values("unit").itertuples(index=False)
-    for dataset, name in [*usual, *(tuple(r) for r in found)]:
-        if (profile, dataset, name) not in units:
-            units.append((profile, dataset, name))
-    return units
 
 
 def _gap(rows: pd.DataFrame, left: str, right: str, metric: str = "image_auroc") -> dict:
@@ -161,7 +149,7 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
     mine, real = rows_of(root, profile), rows_of(root, "paper")
     said = reported("averages", root).set_index(["dataset", "shots", "baseline", "metric"])["mean"]
     records = []
-    for of, dataset, unit in _units(mine, profile):
+    for of, dataset, unit in units(UNITS, mine, profile):
         block = (real if of == "paper" else mine).query("unit == @unit and group == 'all'")
         for setting in settings:
             for name in BASELINES:
@@ -334,8 +322,8 @@ def table3(root: str | Path | None = None, profile: str = "mini", setting: str =
     jobs = [("whole method", "plain run", plain, "generated")]
     for (component, arm), overrides in ABLATIONS.items():
         jobs.append((component, arm, rows_of(root, profile, overrides), "without_text" if component == "text" else "generated"))
-    units = [(d, u) for of, d, u in _units(plain, profile) if of == profile]
-    for dataset, unit in units:
+    own = [(d, u) for of, d, u in units(UNITS, plain, profile) if of == profile]
+    for dataset, unit in own:
         for component, arm, rows, part in jobs:
             rows = rows[(rows.unit == unit) & (rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")]
             cell = mean_over_categories(rows[rows.part == part], expected_categories(dataset), metric)

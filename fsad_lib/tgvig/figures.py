@@ -3,12 +3,10 @@
 Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib.plots`. Images are (B, 3, H, W) in [0, 1].
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsad_lib.errors import FsadError
-from fsad_lib.plots import BLUE, GREEN, GREY, INK, NORMAL, ORANGE, RED, STYLE, YELLOW, save_figure, to_pixels
+from fsad_lib.plots import BLUE, GREEN, GREY, INK, NORMAL, ORANGE, RED, YELLOW, save_figure, show_picture, styled, to_pixels
 
 __all__ = ["arm_bars", "image_rows", "map_rows", "of_run", "overview", "prompt_similarity", "similarity_curves", "variance_map", "write_all"]
 
@@ -24,29 +22,7 @@ COLOURS = {"shots": GREY, "duplicated": YELLOW, "augmented": ORANGE, "generated"
 NAMES = {"shots": "shots alone", "duplicated": "duplicated (control)", "augmented": "augmented, no VQGAN (control)", "generated": "generated (TGVIG)"}
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
-            figure.set_facecolor("white")
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-def _show(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, **how) -> None:
-    ax.imshow(picture, **how)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=edge is not None, color=edge or GREY, linewidth=1.6)
-    if title:
-        ax.set_title(title, fontsize=8, loc="center")
-
-
-@_styled
+@styled
 def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0) -> Figure:
     """Sets of images, one row each, the row's name at its left (Figures 2, 7 and 9).
 
@@ -59,7 +35,7 @@ def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0) -> 
     for line, (name, pictures) in zip(axes, pixels.items(), strict=True):
         for i, ax in enumerate(line):
             if i < len(pictures):
-                _show(ax, pictures[i])
+                show_picture(ax, pictures[i])
             else:
                 ax.set_axis_off()
         line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
@@ -77,7 +53,7 @@ def _scatter(ax: Axes, cosine: np.ndarray, best: int, worst: int, label: str) ->
     ax.legend(fontsize=8)
 
 
-@_styled
+@styled
 def prompt_similarity(selection: Any, to_name=None) -> Figure:
     """Figure 7, top: the cosine of every prompt to the object's name (left, where given) and to the original images (right).
 
@@ -92,7 +68,7 @@ def prompt_similarity(selection: Any, to_name=None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def similarity_curves(traces: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
     """Figure 8: the cosine between the generated set and the best prompt over iterations; the chosen iteration is marked.
 
@@ -113,7 +89,7 @@ def similarity_curves(traces: Mapping[str, pd.DataFrame], columns: int = 3) -> F
     return figure
 
 
-@_styled
+@styled
 def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
     """An original, its latent distribution (channel means of E_d and of the standard deviation), and images drawn from it (Figure 9).
 
@@ -122,15 +98,15 @@ def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
     """
     pictures = to_pixels(images)
     figure, axes = plt.subplots(1, 3 + len(pictures), figsize=(size * (3 + len(pictures)), size + 0.4), layout="constrained")
-    _show(axes[0], to_pixels(x)[0], "original", NORMAL)
+    show_picture(axes[0], to_pixels(x)[0], "original", NORMAL)
     for ax, (values, title) in zip(axes[1:3], ((mean, "mean latent"), (variance.sqrt(), "standard deviation")), strict=True):
-        _show(ax, values.detach().mean(0).cpu().numpy(), title, cmap="viridis")
+        show_picture(ax, values.detach().mean(0).cpu().numpy(), title, cmap="viridis")
     for i, (ax, picture) in enumerate(zip(axes[3:], pictures, strict=True)):
-        _show(ax, picture, f"sample {i + 1}")
+        show_picture(ax, picture, f"sample {i + 1}")
     return figure
 
 
-@_styled
+@styled
 def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """Test images, their anomaly maps in several arms, the true defect; a row an image, a colour scale a column.
 
@@ -141,20 +117,20 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
     columns = 1 + len(arrays) + (masks is not None)
     figure, axes = plt.subplots(len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.3), squeeze=False, layout="constrained")
     for i, row in enumerate(axes):
-        _show(row[0], pixels[i], "image" if i == 0 else "")
+        show_picture(row[0], pixels[i], "image" if i == 0 else "")
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
-            _show(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
+            show_picture(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
         if masks is not None:
-            _show(row[-1], pixels[i], "true defect" if i == 0 else "")
+            show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
             mask = np.asarray(masks[i]).astype(float)
             if mask.any():
                 row[-1].contour(mask, [0.5], colors=[YELLOW], linewidths=1.2)
     return figure
 
 
-@_styled
+@styled
 def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, percent", columns: int = 3) -> Figure:
     """Figures 1, 4, 5 and 6: the arms beside each other, a panel a group of bars.
 
@@ -190,7 +166,7 @@ def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, per
     return figure
 
 
-@_styled
+@styled
 def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") -> Figure:
     """Figure 3 with the products of one run: keyword-to-prompt generator, variance-aware generator, integrator, detector (our own drawing).
 
@@ -204,7 +180,7 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     heads = ((0.012, "1  Keywords to a prompt"), (0.385, "2  Variance-aware images, updated and scored"), (0.74, "3  The detector learns from both"))
     for left, head in heads:
         figure.text(left, 0.865, head, fontsize=10.5, fontweight="bold")
-    _show(figure.add_subplot(grid[0, 0]), to_pixels(made.x)[0], "shot", NORMAL)
+    show_picture(figure.add_subplot(grid[0, 0]), to_pixels(made.x)[0], "shot", NORMAL)
     words = figure.add_subplot(grid[0, 1:3])
     words.set_axis_off()
     words.text(0, 0.5, f"{len(made.selection.prompts)} prompts from WordNet\nbest: “{made.selection.best}”\nworst: “{made.selection.worst}”", fontsize=8, va="center")
@@ -213,7 +189,7 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     _scatter(ax, np.asarray(made.selection.cosine), best, worst, "the image")
     for row, kind in enumerate(("best", "worst")):
         for column, picture in enumerate(to_pixels(made.sets[kind][:3])):
-            _show(figure.add_subplot(grid[row, 4 + column]), picture, f"{kind}: iteration {made.chosen[kind]}" if column == 1 else "")
+            show_picture(figure.add_subplot(grid[row, 4 + column]), picture, f"{kind}: iteration {made.chosen[kind]}" if column == 1 else "")
     ax = figure.add_subplot(grid[2, 4:7])
     ax.plot(made.trace.iteration, made.trace.best, color=BLUE, marker=".")
     ax.plot(made.chosen["best"], made.trace.best[made.chosen["best"] - 1], "o", color=RED)
