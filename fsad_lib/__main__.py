@@ -168,19 +168,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _figures(args: argparse.Namespace) -> int:
-    if args.method != "adp":
-        from importlib import import_module
-
-        from fsad_lib import runs
-
-        draw = import_module(f"fsad_lib.{args.method}.figures").write_all
-        write_all = import_module(f"fsad_lib.tables.{args.method}").write_all
-        root = runs.project_root()
-        print("\n".join(str(path.relative_to(root)) for path in [*write_all(root, args.profile), *draw(root, args.profile)]))
-        return 0
     from fsad_lib import pipeline
 
-    result = pipeline.execute("50_figures", {"profile": args.profile})
+    result = pipeline.execute(pipeline.FIGURES[args.method], {"profile": args.profile})
     print("\n".join((result.run.metrics or {}).get("files", ())))
     return 0
 

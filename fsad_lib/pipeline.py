@@ -30,8 +30,11 @@ STAGES = {
     "anomalysd": ("11_personalize_anomalysd", "21_synthesize_anomalysd", "41_evaluate_anomalysd"),
     "tgvig": ("22_synthesize_tgvig", "32_augment_tgvig", "42_evaluate_tgvig"),
 }
+FIGURES = {"adp": "50_figures_adp", "anomalysd": "51_figures_anomalysd", "tgvig": "52_figures_tgvig"}
+"""method -> the notebook that writes its tables and figures."""
+
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
-TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0}
+TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0, "51": 30.0, "52": 30.0}
 """A first guess of a mini stage's time, until this machine has finished runs to learn from."""
 
 
@@ -212,7 +215,7 @@ def plan(notebook: str | Path, params: dict[str, Any] | None = None) -> tuple[ru
         given["data_root"] = str(Path(given["data_root"]).expanduser().resolve())
     values = {name: p.default for name, p in known.items()} | given
     match = re.fullmatch(r"(\d\d_[A-Za-z]+)_(\w+)", path.stem)
-    if match and all(name in known for name in IDENTITY) and path.stem[:2] not in ("00", "50", "90"):
+    if match and all(name in known for name in IDENTITY) and path.stem[:2] not in ("00", "90"):
         common = {n: values[n] for n in (*IDENTITY, "data_root", "tag", "overrides") if n in values}
         extra = {n: v for n, v in values.items() if n not in common}
         return runs.open_run(match[1], match[2], params=extra, **common), path, given
@@ -581,8 +584,8 @@ def _grid_and_figures(
 
     report = grid("adp", pairs, shots, seeds, profile, jobs=jobs or default_jobs(profile), say=say)
     say("Tables and figures")
-    result = execute("50_figures", {"profile": profile})
-    say(f"50_figures  {'complete already' if result.skipped else _duration(result.seconds)}")
+    result = execute(FIGURES["adp"], {"profile": profile})
+    say(f"{FIGURES['adp']}  {'complete already' if result.skipped else _duration(result.seconds)}")
     say("\n" + tables.summary(runs.project_root(), profile).to_string())
     files = [f for f in (result.run.metrics or {}).get("files", ()) if f.endswith(".png")]
     say("\nFigures:\n" + "\n".join(f"  {name}" for name in files) if files else "\nFigures: see figures/")

@@ -119,11 +119,35 @@ def test_rivals_are_context_with_their_source():
     assert said.source.ne("").all() and said[(said.dataset == "visa") & (said.metric == "image_auroc")].note.item().startswith("a secondary note")
 
 
-def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch, capsys):
+def test_seen_and_unseen_kinds_apart(tmp_path):
+    path = fake(tmp_path, "minifab") / "metrics.json"
+    run = json.loads(path.read_text())
+    run["rows"] += [row | {"group": g, "image_auroc": row["image_auroc"] + d, "pixel_auroc": 0.5}
+                    for row in run["rows"] if row["category"] != "gear" for g, d in (("seen", 0.1), ("unseen", -0.1))]  # fmt: skip
+    path.write_text(json.dumps(run))
+    table = t.seen_unseen(tmp_path).query("method == 'AnomalySD' and protocol == 'given' and metric == 'image_auroc'").set_index("group")
+    gear = datasets.categories("minifab").index("gear")
+    seven = 80 + sum(i for i in range(8) if i != gear) / 7
+    assert table.ours.to_dict() == pytest.approx({"all": 83.5, "seen": seven + 10, "unseen": seven - 10})
+    assert table.categories.to_dict() == {"all": 8, "seen": 7, "unseen": 7}, "a product without such defects does not count"
+    assert "[" in t.show_seen_unseen(t.seen_unseen(tmp_path))["Seen kinds"].iloc[0]
+    assert t.seen_unseen(tmp_path, shots=4).empty
+
+
+def test_a_small_run_replaces_no_committed_table(tmp_path):
+    fake(tmp_path, "minifab")
+    aside = tmp_path / "figures" / "partial"
+    assert all(path.parent == aside for path in t.write_all(tmp_path, folder=aside))
+    assert not (tmp_path / "data/results").exists()
+    t.write_all(tmp_path)
+    assert len(pd.read_csv(tmp_path / "data/results/anomalysd_mini.csv").category.unique()) == 8
+
+
+def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
-    assert main(["figures", "anomalysd"]) == 0
-    names = capsys.readouterr().out.split()
-    assert {f"figures/anomalysd_{n}.{e}" for n in ("main", "rivals", "ablations", "sensitivity", "own_choices") for e in ("csv", "md", "tex")} <= set(names)
+    names = {path.relative_to(tmp_path).as_posix() for path in t.write_all()}
+    wanted = ("main", "seen_unseen", "rivals", "ablations", "sensitivity", "own_choices")
+    assert {f"figures/anomalysd_{n}.{e}" for n in wanted for e in ("csv", "md", "tex")} <= names
     text = (tmp_path / "figures/anomalysd_main.md").read_text()
     assert "93.6" in text and "not run" in text and "80.9 / 92.8" in text
     choices = pd.read_csv(tmp_path / "figures/anomalysd_own_choices.csv").set_index("Name")

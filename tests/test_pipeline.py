@@ -298,7 +298,7 @@ def test_kill_9_loses_no_finished_run_and_the_next_call_goes_on(home):
 
 
 def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
-    path = notebook(home / "notebooks", "50_figures", 'profile: str = "mini"  # which runs\n', body="x = 1")
+    path = notebook(home / "notebooks", "50_figures_adp", 'profile: str = "mini"  # which runs\n', body="x = 1")
 
     def stub(path, output, params, run, *_):
         Path(output).write_text("{}")
@@ -306,17 +306,17 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
         (home / "figures" / "table1.csv").write_text(str(time.time_ns()))
 
     monkeypatch.setattr(pipeline, "_papermill", stub)
-    first = pipeline.execute("50_figures", {"profile": "mini"})
+    first = pipeline.execute("50_figures_adp", {"profile": "mini"})
     assert not first.skipped and first.run.metrics["files"] == ["figures/table1.csv"]
-    assert pipeline.execute("50_figures").skipped
+    assert pipeline.execute("50_figures_adp").skipped
     (home / "figures" / "table1.csv").unlink()
-    assert not pipeline.execute("50_figures").skipped, "a lost figure is drawn again"
+    assert not pipeline.execute("50_figures_adp").skipped, "a lost figure is drawn again"
     runs.write_json(home / "data/runs/mini/folder/part/40_last_fake/k2_seed0/metrics.json", {"rows": []})
-    assert not pipeline.execute("50_figures").skipped, "a new run is drawn"
+    assert not pipeline.execute("50_figures_adp").skipped, "a new run is drawn"
     notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 1  # a comment")
-    assert pipeline.execute("50_figures").skipped
+    assert pipeline.execute("50_figures_adp").skipped
     notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 2")
-    assert not pipeline.execute("50_figures").skipped
+    assert not pipeline.execute("50_figures_adp").skipped
 
 
 # the command line

@@ -227,25 +227,26 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
 
 
 # -------------------------------------------------------------------- files
-def write_all(root: str | Path, profile: str = "mini", shots: int = 1) -> list[Path]:
-    """The figures of the runs that are complete, into ``root/figures``: sensitivity, and of each data set's lowest seed the loss curves
+def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 1, folder: Path | None = None) -> list[Path]:
+    """The figures of the runs that are complete, into ``folder`` (``root/figures``): sensitivity, and of each data set's lowest seed the loss curves
     and the overview. Nothing is drawn of what was not run."""
     from fsad_lib.profiles import load_profile
-    from fsad_lib.runs import ALL, open_run
+    from fsad_lib.runs import ALL, open_run, project_root
     from fsad_lib.tables import anomalysd as tables
 
+    folder = folder or Path(root or project_root()) / "figures"
     a, suffix, written = load_profile(profile).anomalysd, "" if profile == "mini" else f"_{profile}", []
     table = tables.sensitivity(root, profile, shots)
     if len(table):
         figure = sensitivity(table, {"lambda": a.strength, "alpha": a.alpha})
-        written += save_figure(figure, f"anomalysd_sensitivity{suffix}", Path(root) / "figures")
+        written += save_figure(figure, f"anomalysd_sensitivity{suffix}", folder)
     rows = tables.rows_of(root, profile)
     for dataset, found in rows[(rows.shots == shots) & (rows.dataset != "folder")].groupby("dataset"):
         run = open_run(
             "21_synthesize", "anomalysd", profile=profile, dataset=dataset, category=ALL, shots=shots, seed=int(found.seed.min())
         )
         for name, figure in of_run(run).items():
-            written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", Path(root) / "figures")
+            written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", folder)
     return written
 
 

@@ -491,4 +491,9 @@ def _measure(
     small = torch.from_numpy(np.stack([r["maps"][keys.index(("anomalysd", "given"))] for r in one]))
     small = _smaller(small[:, None], KEPT_SIZE)[:, 0].half().numpy()
     rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
+    for row in rows if pixel else ():
+        key = row["method"], row["part"]
+        if row["group"] != "all" and not key[0].startswith(("scale_", "alpha_")):  # those would cost time and fill no table
+            keep = (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy()
+            row |= pixel_metrics(masks[keep], np.stack([r["maps"][keys.index(key)] for r, k in zip(one, keep, strict=True) if k]))
     return predictions, [{"category": name, **row} for row in rows], small

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsad_lib.runs import project_root, replacing
+from fsad_lib.runs import project_root
 from fsad_lib.tables._claims import claims
 from fsad_lib.tables._paper import (
     all_metrics,
@@ -41,9 +41,9 @@ from fsad_lib.tables._text import (
     latex_escape,
     number,
     show,
-    to_csv,
     to_latex,
     to_markdown,
+    write_rows,
     write_table,
 )
 
@@ -58,13 +58,7 @@ __all__ = [
 def write_results(root: str | Path | None = None, profile: str = "mini") -> Path:
     """Write every collected row to ``data/results/adp_<profile>.csv`` (metrics in [0, 1], no local paths)."""
     root = Path(root or project_root())
-    rows = collect(root, profile).drop(columns="folder")
-    order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
-    text = to_csv(rows.sort_values(order))
-    path = root / "data" / "results" / f"adp_{check_name(profile)}.csv"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_rows(collect(root, profile), "adp", profile, root)
 
 
 def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 4) -> list[Path]:

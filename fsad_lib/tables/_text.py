@@ -12,7 +12,7 @@ import pandas as pd
 
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
-from fsad_lib.tables._rows import NONE, NOT_RUN
+from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN
 
 
 def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
@@ -188,6 +188,15 @@ def to_csv(table: pd.DataFrame) -> str:
         rounded[column] = rounded[column].round(4)
     rounded.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()
+
+
+def write_rows(rows: pd.DataFrame, method: str, profile: str, root: Path) -> Path:
+    """Every collected row into ``data/results/<method>_<profile>.csv`` (metrics in [0, 1], no local paths)."""
+    path = root / "data" / "results" / f"{method}_{check_name(profile)}.csv"
+    with replacing(path) as temporary:
+        order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
+        temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
+    return path
 
 
 def write_table(

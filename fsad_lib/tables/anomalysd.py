@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fsad_lib.runs import ALL, overrides_tag, project_root, replacing
+from fsad_lib.runs import ALL, overrides_tag, project_root
 from fsad_lib.tables._paper import own_choices
 from fsad_lib.tables._rows import (
-    COLUMNS,
     NONE,
     NOT_RUN,
     PAPER_UNITS,
@@ -24,11 +23,11 @@ from fsad_lib.tables._rows import (
     reported,
     units,
 )
-from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
+from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
     "ABLATIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "main_table", "one_run",
-    "rows_of", "sensitivity", "show_ablations", "show_main", "write_all",
+    "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_main", "show_seen_unseen", "write_all",
 ]  # fmt: skip
 
 SHOTS = (1, 2, 4, 16)
@@ -147,6 +146,38 @@ def show_main(table: pd.DataFrame) -> pd.DataFrame:
     shown["metric"] = shown["metric"].map(METRICS)
     names = {"data_set": "Data set", "profile": "Profile", "method": "Method", "protocol": "Category", "role": "Role", "metric": "Metric"}
     return shown.rename(columns=names)
+
+
+def seen_unseen(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
+    """Method, controls and rivals on all defects, on the kinds that pretraining showed and on those it did not: data_set, profile, shots, method,
+    role, protocol, metric, group, ours, ours_std, n_seeds, low, high (95 % over categories), categories; data sets with such groups only."""
+    rows, records = rows_of(root, profile), []
+    rows = rows[rows.shots == shots]
+    for unit in rows[rows.group != "all"].unit.unique():
+        block = rows[rows.unit == unit]
+        for (method, part), (label, role) in ROWS.items():
+            for metric in METRICS:
+                for group in ("all", "seen", "unseen"):
+                    mine = block[(block.method == method) & (block.part == part) & (block.group == group)]
+                    cell = mean_over_categories(mine, sorted(mine.category.unique()), metric, group)
+                    records.append(
+                        {"data_set": unit, "profile": profile, "shots": shots, "method": label, "role": role, "protocol": part, "metric": metric,
+                         "group": group, "ours": cell["mean"], "ours_std": cell["std"], "n_seeds": cell["n"], "low": cell["low"],
+                         "high": cell["high"], "categories": cell["categories"]}
+                    )  # fmt: skip
+    columns = "data_set profile shots method role protocol metric group ours ours_std n_seeds low high categories".split()
+    return pd.DataFrame.from_records(records, columns=columns)
+
+
+def show_seen_unseen(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`seen_unseen` for reading: one row per method and metric, a column with the interval for each group."""
+    text = table.assign(cell=[NONE if pd.isna(r.ours) else f"{r.ours:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in table.itertuples()])
+    index = ["data_set", "profile", "metric", "method", "protocol", "role"]
+    wide = text.pivot_table(index=index, columns="group", values="cell", aggfunc="first", sort=False).reset_index().rename_axis(columns=None)
+    wide["metric"] = wide["metric"].map(METRICS)
+    names = {"data_set": "Data set", "profile": "Profile", "method": "Method", "protocol": "Category", "role": "Role", "metric": "Metric",
+             "all": "All defects", "seen": "Seen kinds", "unseen": "Unseen kinds"}  # fmt: skip
+    return wide.rename(columns=names)
 
 
 # -------------------------------------------------------------------- ablations
@@ -277,17 +308,15 @@ def compare(rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str
 
 
 # -------------------------------------------------------------------- files
-def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> list[Path]:
-    """Every table of AnomalySD into ``root/figures``, the rows behind them into ``root/data/results``."""
+def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 1, folder: Path | None = None) -> list[Path]:
+    """Every table of AnomalySD into ``folder`` (``root/figures``); only there, the rows behind them into ``root/data/results``, too.
+
+    Args:
+        shots: of the ablations and of the seen and unseen kinds.
+    """
     root = Path(root or project_root())
-    folder, suffix = root / "figures", "" if profile == "mini" else f"_{profile}"
-    rows = rows_of(root, profile)
-    if "folder" in rows:
-        rows = rows.drop(columns="folder")
-    path = root / "data" / "results" / f"anomalysd_{check_name(profile)}.csv"
-    with replacing(path) as temporary:
-        order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
-        temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
+    suffix, folder = "" if profile == "mini" else f"_{profile}", folder or root / "figures"
+    written = [write_rows(rows_of(root, profile), "anomalysd", profile, root)] if folder == root / "figures" else []
     main, parts = main_table(root, profile), ablations(root, profile, shots)
     notes = [
         "Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. One model for all "
@@ -298,9 +327,11 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
     ]  # fmt: skip
     change = "Change: variant minus whole method, percent points, with the 95 % interval over categories (seeds averaged first)."
-    written = [path]
+    apart = seen_unseen(root, profile, shots)
     for name, table, display, caption, note in (
         ("main", main, show_main(main), "AnomalySD: one model for all categories", notes),
+        ("seen_unseen", apart, show_seen_unseen(apart), f"AnomalySD: kinds of defect seen in pretraining, and unseen, {shots} shot",
+         ["Percent, with the 95 % interval over categories (seeds averaged first).", notes[-1]]),
         ("rivals", context(root), None, "Multi-class few-shot results that others report", ["No runs of ours."]),
         ("ablations", parts, show_ablations(parts), f"AnomalySD without its parts, {shots} shot", [change, notes[0]]),
         ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot", [notes[0]]),

@@ -1,7 +1,7 @@
 """Tables and sentences about one run, from its predictions; and which runs of a profile can be drawn."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,16 +215,18 @@ def typical(predictions: pd.DataFrame, key: str = "adp", n: int = 2) -> pd.DataF
 # --- which runs there are --------------------------------------------------------------------------------------------
 
 
-def coverage(rows: pd.DataFrame, profile: str = "mini", seeds: Sequence[int] = GRID_SEEDS) -> pd.DataFrame:
+def coverage(
+    rows: pd.DataFrame, profile: str = "mini", seeds: Sequence[int] = GRID_SEEDS, shots: Sequence[int] = SHOTS, papers: Mapping[str, str] = PAPER_UNITS
+) -> pd.DataFrame:
     """What was run and what was not: data sets x shots, cells (category x seed) that are complete of those the full grid has.
 
     Args:
-        rows: :func:`fsad_lib.tables.collect` of the profile.
+        rows: :func:`fsad_lib.tables.collect` of the profile. shots: the paper's. papers: the paper's data sets and their names.
 
     Returns:
         Text: "24 of 24", "3 of 24" or "not run"; column "profile" says which profile would fill the row.
     """
-    wanted = [(dataset, name, "paper", expected_categories(dataset) or []) for dataset, name in PAPER_UNITS.items()]
+    wanted = [(dataset, name, "paper", expected_categories(dataset) or []) for dataset, name in papers.items()]
     if profile == "mini":
         wanted.append(("minifab", "MiniFab", "mini", expected_categories("minifab") or []))
         wanted += [("elpv", f"ELPV {kind}", "mini", [kind]) for kind in ("mono", "poly")]
@@ -232,7 +234,7 @@ def coverage(rows: pd.DataFrame, profile: str = "mini", seeds: Sequence[int] = G
     extra = rows[~rows.unit.isin(known)][["dataset", "unit", "category"]].drop_duplicates("unit")
     wanted += [(r.dataset, r.unit, profile, expected_categories(r.dataset) or [r.category]) for r in extra.itertuples()]
     have = rows[["profile", "unit", "category", "shots", "seed"]].drop_duplicates()
-    shots = sorted(set(SHOTS) | set(have.shots))
+    shots = sorted(set(shots) | set(have.shots))
     records = []
     for _, unit, needs, categories in wanted:
         mine = have[(have.unit == unit) & (have.profile == needs)]
@@ -261,11 +263,11 @@ def something_to_show(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[keep], f"Not run: {names}." if names else ""
 
 
-def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | None = None) -> tuple[Path, str]:
+def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | None = None, method: str = "adp") -> tuple[Path, str]:
     """Where tables and figures go, and why: ``figures/``, or ``figures/partial/`` when fewer cells are complete on this machine than
-    stand behind the committed ``data/results/adp_<profile>.csv``, so that a small run never replaces the full grid's tables."""
+    stand behind the committed ``data/results/<method>_<profile>.csv``, so that a small run never replaces the full grid's tables."""
     root = Path(root or project_root())
-    path = root / "data" / "results" / f"adp_{check_name(profile)}.csv"
+    path = root / "data" / "results" / f"{check_name(method)}_{check_name(profile)}.csv"
     cell = ["dataset", "category", "shots", "seed"]
     here = len(rows[cell].drop_duplicates())
     there = len(_read_csv(path, path.stat().st_mtime_ns)[cell].drop_duplicates()) if path.is_file() else 0

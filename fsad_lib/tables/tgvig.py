@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fsad_lib.runs import overrides_tag, project_root, read_json, replacing
+from fsad_lib.runs import overrides_tag, project_root, read_json
 from fsad_lib.tables._paper import own_choices
-from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories, units
-from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_table
+from fsad_lib.tables._rows import NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories, units
+from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
     "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "METRICS", "TABLE1_TAG", "ablation_overrides", "baseline_overrides", "claims", "compare",
@@ -565,15 +565,10 @@ def compare(predictions: pd.DataFrame, baseline: str, others: Sequence[str] = CO
 
 
 # -------------------------------------------------------------------- files
-def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1") -> list[Path]:
-    """Every table of TGVIG into ``root/figures``, the rows behind them into ``root/data/results``."""
+def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
+    """Every table of TGVIG into ``folder`` (``root/figures``); only there, the rows behind them into ``root/data/results``, too."""
     root = Path(root or project_root())
-    folder, suffix = root / "figures", "" if profile == "mini" else f"_{profile}"
-    rows = rows_of(root, profile)
-    path = root / "data" / "results" / f"tgvig_{check_name(profile)}.csv"
-    with replacing(path) as temporary:
-        order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
-        temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
+    suffix, folder = "" if profile == "mini" else f"_{profile}", folder or root / "figures"
     mini = "Profile mini: miniature models. Its numbers cannot be compared with a paper's."
     percent = f'Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. "{NOT_RUN}": no complete run.'
     gain = (
@@ -595,7 +590,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     words = prompts(root, profile) if profile == "paper" else pd.concat([prompts(root, "paper"), prompts(root, profile)], ignore_index=True)
     fab = per_class(root, profile, "minifab" if profile == "mini" else "mvtec_ad")
     said_class = per_class(root, "paper")
-    written = [path]
+    written = [write_rows(rows_of(root, profile), "tgvig", profile, root)] if folder == root / "figures" else []
     for name, table, display, caption, notes in (
         ("gains", main, show_gains(main), "TGVIG: four detectors with generated images, and their controls",
          [percent, gain, sources, *prose, *notes_of["averages"], *notes_of["gains"], mini]),

@@ -229,12 +229,13 @@ def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
     return found
 
 
-def write_all(root: str | Path, profile: str = "mini", setting: str = "1") -> list[Path]:
-    """The figures of the runs that are complete, numbered as in the paper, into ``root/figures``. Nothing is drawn of what was not run."""
-    from fsad_lib.runs import open_run
+def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
+    """The figures of the runs that are complete, numbered as in the paper, into ``folder`` (``root/figures``). Nothing is drawn of what was not run."""
+    from fsad_lib.runs import open_run, project_root
     from fsad_lib.tables import tgvig as tables
 
-    folder, suffix, written = Path(root) / "figures", "" if profile == "mini" else f"_{profile}", []
+    folder = folder or Path(root or project_root()) / "figures"
+    suffix, written = "" if profile == "mini" else f"_{profile}", []
 
     def save(figure: Figure, name: str) -> None:
         written.extend(save_figure(figure, f"tgvig_{name}{suffix}", folder))
