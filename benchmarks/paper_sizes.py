@@ -3,9 +3,10 @@
     python benchmarks/paper_sizes.py --dry-run                    the sizes alone, seconds
     python benchmarks/paper_sizes.py --image-size 256             a few steps of every stage of ADP (about 9 GB of disk)
     python benchmarks/paper_sizes.py --method anomalysd           the same of AnomalySD (about 5 GB, and 11 GB for a moment)
+    python benchmarks/paper_sizes.py --method tgvig --image-size 256 --batch-size 4     of TGVIG with PatchCore (about 2 GB)
 
 Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 and of Stable Diffusion 1.5 inpainting
-(U-Net, VAE, text encoder) and of OpenCLIP's ViT-H/14 and ViT-B/16-plus-240, in the layouts that the paper profile reads, then runs each
+(U-Net, VAE, text encoder), of OpenCLIP's ViT-H/14, ViT-B/16-plus-240 and ViT-B/16 and of the ImageNet VQGAN with f = 16, in the layouts that the paper profile reads, then runs each
 stage in a process of its own, so that its memory is its own and is given back. Random weights say nothing about scores: they show that shapes, keys, dtypes and memory
 fit. Resumable: a checkpoint that is written and a stage that has run are not repeated. Delete the folder afterwards.
 """
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -58,7 +60,14 @@ UNET_15 = UNET | dict(sample_size=64, in_channels=9, attention_head_dim=8, cross
 SCHEDULER_15 = SCHEDULER | dict(prediction_type="epsilon")
 STAGES = {
     "adp": ("10_personalize", "20_synthesize", "40_evaluate"), "anomalysd": ("11_personalize", "21_synthesize", "41_evaluate"),
+    "tgvig": ("22_synthesize", "32_augment", "42_evaluate"),
 }  # fmt: skip
+# The ImageNet VQGAN of taming-transformers: channels 128, 128, 256, 256, 512, attention at 16 x 16.
+VQ = dict(
+    down_block_types=["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"], up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4,
+    block_out_channels=[128, 128, 256, 256, 512], layers_per_block=2, latent_channels=256, vq_embed_dim=256, num_vq_embeddings=16384, norm_num_groups=32,
+    sample_size=256,
+)  # fmt: skip
 
 
 def _unet(config: dict) -> torch.nn.Module:
@@ -79,6 +88,18 @@ def _text(config: dict) -> torch.nn.Module:
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
+def _vqgan() -> torch.nn.Module:
+    from diffusers import VQModel
+
+    return VQModel(**VQ)
+
+
+def _timm(name: str) -> Callable[[], torch.nn.Module]:
+    import timm
+
+    return lambda: timm.create_model(name)
+
+
 def _clip(name: str) -> Callable[[], torch.nn.Module]:
     return lambda: open_clip.CLIP(**open_clip.get_model_config(name))
 
@@ -87,6 +108,12 @@ def parts(method: str = "adp") -> dict[str, tuple[str, dict | None, Callable[[],
     """What a method needs -> (weights file within the folder, configuration written beside it, the model)."""
     profile = load_profile("paper")
     sd, h, b = (getattr(profile, section).checkpoint for section in ("diffusion", "clip", "winclip_clip"))
+    if method == "tgvig":
+        c, backbone, inception = profile.tgvig_clip, profile.baseline_backbone, profile.inception
+        return {
+            f"CLIP {c.architecture}": (f"{c.checkpoint}/open_clip_model.safetensors", None, _clip(c.architecture)),
+            "VQGAN": (profile.vqgan.checkpoint, None, _vqgan), **{q.name: (q.checkpoint, None, _timm(q.name)) for q in (backbone, inception)},
+        }  # fmt: skip
     if method == "anomalysd":
         clips = {f"CLIP {profile.winclip_clip.architecture}": (f"{b}/open_clip_model.safetensors", None, _clip(profile.winclip_clip.architecture))}
         return clips | _diffusion_parts("SD 1.5 inpainting", profile.inpainting.checkpoint, UNET_15, TEXT_15)
@@ -135,6 +162,9 @@ def write_checkpoints(folder: Path, dtype: torch.dtype, method: str = "adp") -> 
         if file.is_file():
             continue
         print(f"writing {what}", file=sys.stderr, flush=True)
+        if method == "tgvig" and not what.startswith("CLIP"):
+            _write_as_published(make(), file)
+            continue
         noise = torch.Generator().manual_seed(index)
         prefix = "text_model." if what.endswith("text encoder") else ""  # as on the hub
         state = {
@@ -148,11 +178,26 @@ def write_checkpoints(folder: Path, dtype: torch.dtype, method: str = "adp") -> 
         with replacing(file) as temporary:
             save_file(state, temporary, {"format": "pt"})
         del state
+    if method == "tgvig":
+        return
     section = "inpainting" if method == "anomalysd" else "diffusion"
     sd = folder / getattr(load_profile("paper"), section).checkpoint
     write_json(sd / "scheduler/scheduler_config.json", SCHEDULER_15 if method == "anomalysd" else SCHEDULER)
     write_json(sd / "model_index.json", {"_class_name": f"StableDiffusion{'Inpaint' if method == 'anomalysd' else ''}Pipeline"})
     write_tokenizer(sd / "tokenizer")
+
+
+def _write_as_published(model: torch.nn.Module, file: Path) -> None:
+    """A VQGAN with its loss's networks as taming-transformers writes it; timm's networks with the statistics that they start with."""
+    from fsad_lib.foundation.vqgan import VQGAN, PatchDiscriminator, VggLpips, export_taming
+
+    if file.suffix == ".ckpt":
+        export_taming(VQGAN(model, PatchDiscriminator(), VggLpips()), file.parent)
+        return
+    noise = torch.Generator().manual_seed(0)
+    state = model.state_dict() | {name: random_weight(name, value.shape, noise) for name, value in model.named_parameters()}
+    with replacing(file) as temporary:
+        save_file(state, temporary, {"format": "pt"})
 
 
 def write_images(folder: Path) -> None:
@@ -174,6 +219,11 @@ def overrides(args: argparse.Namespace) -> str:
             "anomalysd.steps_unet": args.steps, "anomalysd.steps_decoder": args.steps, "anomalysd.train_batch_size": args.batch_size,
             "anomalysd.num_inference_steps": 5, "anomalysd.scales": [2], "anomalysd.precision": args.precision,
         }  # fmt: skip
+    elif args.method == "tgvig":
+        values = {
+            "perceptual.checkpoint": str(ROOT / "data/models/mini/lpips"), "vqgan.image_size": args.image_size, "tgvig.iterations": args.steps, "tgvig.images": args.batch_size,
+            "tgvig.augmented": max(2, args.batch_size), "baselines.names": ["patchcore"],
+        }  # fmt: skip
     else:
         values = {
             "diffusion.image_size": args.image_size, "adp.steps_ti": args.steps, "adp.steps_normal": args.steps,
@@ -188,6 +238,11 @@ def load(run: Run, stage: str, method: str) -> list[torch.nn.Module]:
     from fsad_lib.foundation.backbones import load_backbone
 
     p = run.profile
+    if method == "tgvig":
+        from fsad_lib.tgvig import stages
+
+        vqgan, clip = stages.load_models(p)
+        return [vqgan.model, vqgan.discriminator, vqgan.perceptual, clip.model]
     if method == "anomalysd":
         from fsad_lib.anomalysd import stages
 
@@ -210,6 +265,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict:
     project = args.folder / "project"
     os.environ["FSAD_HOME"] = str(project)
     write_images(project / "parts/part")
+    shutil.copytree(ROOT / "data/wordnet", project / "data/wordnet", dirs_exist_ok=True)
     run = open_run(stage, args.method, profile="paper", dataset="folder", category="part", shots=1, seed=0, data_root=str(project / "parts"),
                    overrides=overrides(args))  # fmt: skip
     run.check_inputs()
@@ -257,8 +313,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "data/models/paper-random", help="where the checkpoints go")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on disk; computed in float32 always")
     parser.add_argument("--image-size", type=int, default=768, help="of the diffusion model, a multiple of 64")
-    parser.add_argument("--steps", type=int, default=2, help="training steps of each word, and denoising steps of an edit")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2, help="training steps of each kind, and denoising steps of an edit; TGVIG's iterations")
+    parser.add_argument("--batch-size", type=int, default=1, help="of training; TGVIG: generated and augmented images of an iteration")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of AnomalySD's U-Net; ADP computes in float32")
     parser.add_argument("--templates", type=int, default=27)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")

@@ -16,9 +16,10 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 PUBLISHED = {
     "CLIP ViT-H-14": 986_109_441, "CLIP ViT-B-16-plus-240": 208_377_345, "SD 2.1 text encoder": 340_387_840,
     "SD 2.1 U-Net": 865_910_724, "SD 2.1 VAE": 83_653_863, "SD 1.5 inpainting text encoder": 123_060_480,
-    "SD 1.5 inpainting U-Net": 859_535_364, "SD 1.5 inpainting VAE": 83_653_863,
+    "SD 1.5 inpainting U-Net": 859_535_364, "SD 1.5 inpainting VAE": 83_653_863, "CLIP ViT-B-16-quickgelu": 149_620_737,
+    "resnet18": 11_689_512,
 }  # fmt: skip
-"""Parameters as open_clip's table and the model cards of Stable Diffusion give them."""
+"""Parameters as open_clip's and timm's tables and the model cards of Stable Diffusion give them."""
 
 
 def load(name):
@@ -34,8 +35,9 @@ def paper_sizes():
 
 
 def test_true_sizes(paper_sizes):
-    every = paper_sizes.parts("adp") | paper_sizes.parts("anomalysd")
-    assert {what: paper_sizes.count(make) for what, (_, _, make) in every.items()} == PUBLISHED
+    every = {what: part for method in paper_sizes.STAGES for what, part in paper_sizes.parts(method).items()}
+    found = {what: paper_sizes.count(make) for what, (_, _, make) in every.items()}
+    assert {what: found[what] for what in PUBLISHED} == PUBLISHED and found.keys() - PUBLISHED.keys() == {"VQGAN", "inception_v3"}
 
 
 @pytest.fixture
@@ -54,7 +56,11 @@ def shrunk(paper_sizes, monkeypatch, tmp_path):
         monkeypatch.setattr(paper_sizes, text, getattr(paper_sizes, text) | dict(
             hidden_size=tiny.WIDTH, intermediate_size=4 * tiny.WIDTH, num_hidden_layers=2, num_attention_heads=2,
         ))  # fmt: skip
-    for name in ("ViT-H-14", "ViT-B-16-plus-240"):
+    monkeypatch.setattr(paper_sizes, "VQ", paper_sizes.VQ | dict(
+        block_out_channels=[32, 32, 64], layers_per_block=1, latent_channels=8, vq_embed_dim=8, num_vq_embeddings=32,
+        down_block_types=["DownEncoderBlock2D"] * 2 + ["AttnDownEncoderBlock2D"], up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 2,
+    ))  # fmt: skip
+    for name in ("ViT-H-14", "ViT-B-16-plus-240", "ViT-B-16-quickgelu"):
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE)
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -63,10 +69,10 @@ def shrunk(paper_sizes, monkeypatch, tmp_path):
     stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
 
 
-@pytest.mark.parametrize("method", ["adp", "anomalysd"])
+@pytest.mark.parametrize("method", ["adp", "anomalysd", "tgvig"])
 def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path, method):
     shrunk.write_checkpoints(tmp_path / "models", torch.float16, method)
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*.safetensors")}
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*") if file.suffix in (".safetensors", ".ckpt")}
     assert len(before) == len(shrunk.parts(method))
     shrunk.write_checkpoints(tmp_path / "models", torch.float16, method)
     assert before == {file: file.stat().st_mtime_ns for file in before}, "what is written stays"

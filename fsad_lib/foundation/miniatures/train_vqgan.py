@@ -34,7 +34,7 @@ from .pool import open_pool
 from .train_clip import save_atomically
 from .train_vae import crops
 
-CHANNELS = {4: [16, 48, 80], 8: [16, 32, 64, 80]}
+CHANNELS = {4: [16, 32, 64], 8: [16, 32, 64, 80]}
 CODES = 1024
 JUDGE = dict(width=24, layers=2)
 
