@@ -1,6 +1,6 @@
 # make demo    set everything up, run ADP on generated and real images, print a table and the figures' paths
 # make test    unit tests, doctests and the notebooks
-# make tables  the full mini grid behind the committed tables (up to 3 hours, resumable)
+# make tables  the full mini grid behind ADP's committed tables (up to 3 hours, resumable); METHOD=anomalysd or METHOD=tgvig: another paper's
 # make lab     JupyterLab on the notebooks
 # make clean   remove the virtual environment, caches and generated images (runs stay; make clean-runs removes them)
 
@@ -9,6 +9,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
 JOBS ?=
+METHOD ?= adp
 
 # Large tensors must not be mapped and unmapped at every step; nothing is ever fetched from a hub.
 export MALLOC_MMAP_MAX_ := 0
@@ -31,7 +32,7 @@ demo: $(STAMP)
 	@$(PY) -m fsad_lib demo $(if $(JOBS),--jobs $(JOBS))
 
 tables: $(STAMP)
-	@$(PY) -m fsad_lib tables $(if $(JOBS),--jobs $(JOBS))
+	@$(PY) -m fsad_lib tables $(METHOD) $(if $(JOBS),--jobs $(JOBS))
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)

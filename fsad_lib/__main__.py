@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _common(commands.add_parser("demo", help="ADP on three MiniFab categories and on solar cells, then the figures"))
     tables = commands.add_parser("tables", help="the full grid behind the tables (resumable), then the figures")
-    tables.add_argument("--summary", action="store_true", help="only print the table of the runs that are complete")
+    tables.add_argument("method", nargs="?", default="adp", choices=["adp", "anomalysd", "tgvig"])
+    tables.add_argument("--summary", action="store_true", help="of adp: only print the table of the runs that are complete")
     _common(tables)
     figures = commands.add_parser("figures", help="draw every table and figure from the runs that are complete")
     figures.add_argument("method", nargs="?", default="adp", choices=["adp", "anomalysd", "tgvig"])
@@ -158,7 +159,7 @@ def _tables(args: argparse.Namespace) -> int:
         return 0
     from fsad_lib import pipeline
 
-    return pipeline.full(args.profile, args.jobs)
+    return pipeline.full(args.profile, args.jobs, args.method)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -562,36 +562,64 @@ def demo(profile: str = "mini", jobs: int | None = None, say: Callable[[str], No
     from fsad_lib.datasets.minifab import CATEGORIES
 
     pairs = [("minifab", category) for category in CATEGORIES["evaluation"][:3]] + [("elpv", "mono")]
-    return _grid_and_figures(pairs, (4,), (0,), profile, jobs, say)
+    return _grids_and_figures("adp", [{"pairs": pairs, "shots": (4,), "seeds": (0,)}], profile, jobs, say)
 
 
-def full(profile: str = "mini", jobs: int | None = None, say: Callable[[str], None] = _say) -> int:
-    """The grid behind the committed tables: all MiniFab evaluation categories, ELPV mono and poly (in ``paper``: MVTec AD
-    and VisA), 2, 4, 8 and 16 shots, seeds 0 to 2; then the figures."""
-    pairs = cells(("minifab", "elpv") if profile == "mini" else ("mvtec_ad", "visa"), None)
-    return _grid_and_figures(pairs, (2, 4, 8, 16), (0, 1, 2), profile, jobs, say)
+def full(profile: str = "mini", jobs: int | None = None, method: str = "adp", say: Callable[[str], None] = _say) -> int:
+    """The grid behind a method's committed tables (see :func:`grids`), then its figures. Returns the exit status."""
+    return _grids_and_figures(method, grids(method, profile), profile, jobs, say)
 
 
-def _grid_and_figures(
-    pairs: Sequence[tuple[str, str]],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    profile: str,
-    jobs: int | None,
-    say: Callable[[str], None],
+def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
+    """What :func:`full` runs, as arguments of :func:`grid`: all MiniFab evaluation products, ELPV mono and poly (in ``paper``: the paper's
+    data sets), seeds 0 to 2, at the paper's numbers of shots; then, at 1 shot, what each part of AnomalySD and TGVIG is worth.
+
+    In ``mini``, TGVIG's trained detectors run on one object and one texture, for they take minutes each.
+    """
+    if method not in STAGES:
+        raise FsadError(f"Unknown method {method!r}; the methods are {', '.join(STAGES)}.")
+    small, seeds = profile == "mini", (0, 1, 2)
+    names = ("minifab", "elpv") if small else ("mvtec_ad", "btad", "mvtec_loco") if method == "tgvig" else ("mvtec_ad", "visa")
+    pairs = cells(names, None, method=method)
+
+    def several(shots: Sequence[int], pairs: Sequence[tuple[str, str]] = pairs, **more: str) -> dict[str, Any]:
+        return {"pairs": pairs, "shots": shots, "seeds": seeds, **more}
+
+    if method == "adp":
+        return [several((2, 4, 8, 16))]
+    if method == "anomalysd":
+        from fsad_lib.tables.anomalysd import ablation_overrides
+
+        main = [pair for pair in pairs if pair[0] != "elpv"]
+        return [several((1, 2, 4, 16)), *(several((1,), main, overrides=text) for text in ablation_overrides())]
+    from fsad_lib.tables import tgvig
+
+    few = [("minifab", "gear"), ("minifab", "wood")] if small else pairs
+    trained = [tgvig.baseline_overrides(name) for name in tgvig.BASELINES if name != "patchcore"]
+    plans = [several((1, 5)), *(several((1, 5), few, overrides=text) for text in trained)]
+    plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides()]
+    plans.append(several((1,), few, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
+    if not small:
+        plans += [several((k,), some, overrides=text) for k, some in all_images(pairs).items() for text in ("", *trained)]
+    return plans
+
+
+def _grids_and_figures(
+    method: str, plans: Sequence[dict[str, Any]], profile: str, jobs: int | None, say: Callable[[str], None]
 ) -> int:
     from fsad_lib import tables
 
-    report = grid("adp", pairs, shots, seeds, profile, jobs=jobs or default_jobs(profile), say=say)
+    reports = [grid(method, profile=profile, jobs=jobs or default_jobs(profile), say=say, **plan) for plan in plans]
     say("Tables and figures")
-    result = execute(FIGURES["adp"], {"profile": profile})
-    say(f"{FIGURES['adp']}  {'complete already' if result.skipped else _duration(result.seconds)}")
-    say("\n" + tables.summary(runs.project_root(), profile).to_string())
+    result = execute(FIGURES[method], {"profile": profile})
+    say(f"{FIGURES[method]}  {'complete already' if result.skipped else _duration(result.seconds)}")
+    if method == "adp":
+        say("\n" + tables.summary(runs.project_root(), profile).to_string())
     files = [f for f in (result.run.metrics or {}).get("files", ()) if f.endswith(".png")]
     say("\nFigures:\n" + "\n".join(f"  {name}" for name in files) if files else "\nFigures: see figures/")
-    say(f"\n{report.done} stages run, {report.skipped} complete already, {len(report.failed)} failed, "
-        f"{_duration(report.seconds + result.seconds)}")  # fmt: skip
-    return 1 if report.failed else 0
+    done, skipped, failed = (sum(values) for values in zip(*((r.done, r.skipped, len(r.failed)) for r in reports), strict=True))
+    say(f"\n{done} stages run, {skipped} complete already, {failed} failed, {_duration(sum(r.seconds for r in reports) + result.seconds)}")
+    return 1 if failed else 0
 
 
 def default_jobs(profile: str) -> int:

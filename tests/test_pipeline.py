@@ -362,3 +362,19 @@ def test_mistakes_print_one_error_and_exit_with_2(home, capsys, words, message):
 def test_list_shows_the_parameters(home, capsys):
     assert main(["run", "10_first_fake", "--list"]) == 0
     assert "shots: int = 2  # normal images" in capsys.readouterr().out
+
+
+def test_the_grid_behind_each_methods_tables():
+    from fsad_lib.profiles import load_profile
+    from fsad_lib.tables import anomalysd, tgvig
+
+    plans = {method: pipeline.grids(method) for method in pipeline.STAGES}
+    assert [(len(p["pairs"]), p["shots"]) for p in plans["adp"]] == [(10, (2, 4, 8, 16))]
+    assert plans["anomalysd"][0]["pairs"] == [("minifab", "all"), ("elpv", "all")] and plans["anomalysd"][0]["shots"] == (1, 2, 4, 16)
+    asked = {method: {p.get("overrides", "") for p in found} for method, found in plans.items()}
+    assert asked["anomalysd"] >= set(anomalysd.ablation_overrides())
+    assert asked["tgvig"] >= {*tgvig.ablation_overrides(), tgvig.table1_overrides(), *map(tgvig.baseline_overrides, tgvig.BASELINES)}
+    for text in set.union(*asked.values()):
+        load_profile("mini", text or None)
+    with pytest.raises(FsadError, match="Unknown method 'patchcore'"):
+        pipeline.grids("patchcore")
