@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from fsad_lib import datasets
 from fsad_lib.anomalysd import stages
 from fsad_lib.anomalysd.score import fuse, image_score
+from fsad_lib.datasets.sample import sample
 from fsad_lib.runs import open_run
 
 SHARES = (0.0, 0.001, 0.003, 0.01, 0.03)
@@ -30,7 +31,7 @@ def judge(overrides: str, shots: int, seed: int, images: int | None) -> pd.DataF
     detector, rows = stages.build_detector(run), []
     test = run.table().query("split == 'test'")
     for name in run.categories:
-        chosen = stages._sample(test[test.category == name], images)
+        chosen = sample(test[test.category == name], images)
         label, masks = chosen["label"].to_numpy(), np.asarray(datasets.read_masks(chosen, detector.model.image_size))
         scores = detector(datasets.read_images(chosen["path"].tolist(), detector.model.image_size), name, controls=True)
         maps = {"S_map": scores.map, "autoencoder": scores.controls["roundtrip"], "against it": scores.controls["against_roundtrip"]}

@@ -12,6 +12,7 @@ from fsad_lib import runs
 from fsad_lib.anomalysd import figures, stages
 from fsad_lib.anomalysd.score import image_score
 from fsad_lib.datasets import read_images, read_masks
+from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
 
@@ -212,12 +213,12 @@ def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):
     assert len(result.paths) == 4 and result.predictions.drop_duplicates("path").label.tolist() == [0, 1, 0, 1]
     assert run.tag.startswith("set-"), "a sample never stands where a whole evaluation does"
     for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("null", None)):
-        assert stages._limit(open_run(project, "41_evaluate", more=f",anomalysd.test_images={limit}")) == expected
+        assert limit_of(open_run(project, "41_evaluate", more=f",anomalysd.test_images={limit}").profile.anomalysd.test_images, "folder") == expected
     with pytest.raises(FsadError, match="test_images"):
         open_run(project, "41_evaluate", more=",anomalysd.test_images=[[elvp,2]]")
     table = pd.DataFrame({"path": [f"/a/x/test/good/{i}.png" for i in range(9)], "label": 0})
     moved = table.assign(path=table.path.str.replace("/a/x", "/elsewhere"))
-    names = [[path.rsplit("/", 1)[1] for path in stages._sample(t, 4).path] for t in (table, moved)]
+    names = [[path.rsplit("/", 1)[1] for path in sample(t, 4).path] for t in (table, moved)]
     assert names[0] == names[1] and len(names[0]) == 2
 
 

@@ -11,7 +11,6 @@ there and an interrupted one goes on: training at its last checkpoint, judging a
 =================  ================================================================================================
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, fi
 from fsad_lib.anomalysd.masks import foreground
 from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_prompts
 from fsad_lib.anomalysd.score import fuse, image_score
+from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
@@ -251,7 +251,7 @@ def synthesize(run: Run) -> Synthesized:
     if not run.has("twins.npz"):
         detector = build_detector(run, merged=False)
         test = run.table().query("split == 'test'")
-        chosen = pd.concat([_sample(test[test.category == name], 2) for name in run.categories[:EXAMPLES]])
+        chosen = pd.concat([sample(test[test.category == name], 2) for name in run.categories[:EXAMPLES]])
         if chosen.empty:
             raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
         made = [_repainted(detector, path, name) for path, name in zip(chosen.path, chosen.category, strict=True)]
@@ -294,25 +294,6 @@ def _smaller(x: Tensor, side: int) -> Tensor:
     return x if x.shape[-1] <= side else F.interpolate(x, (side, side), mode="area")
 
 
-def _limit(run: Run) -> int | None:
-    """How many test images of a category are judged; None: all."""
-    limit = run.profile.anomalysd.test_images
-    return dict(limit).get(run.dataset) if isinstance(limit, tuple) else limit
-
-
-def _sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:
-    """``n`` test images of one category, half of them good (rounded up), in an order that depends on the files' names alone; None: all."""
-    if n is None:
-        return test
-
-    def order(path: str) -> str:
-        return hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).hexdigest()
-
-    test = test.assign(order=test["path"].map(order)).sort_values("order")
-    good = test[test["label"] == 0][: (n + 1) // 2]
-    return pd.concat([good, test[test["label"] != 0][: n - len(good)]]).drop(columns="order")
-
-
 # -------------------------------------------------------------------- stage 4
 def evaluate(run: Run) -> Evaluated:
     """Judge the test images of every category by AnomalySD, its parts, its controls and its rivals.
@@ -342,9 +323,9 @@ def evaluate(run: Run) -> Evaluated:
         test, judge = run.table().query("split == 'test'"), _Judge(run)
         if test.empty:
             raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
-        found, limit = [], _limit(run)
+        found, limit = [], limit_of(run.profile.anomalysd.test_images, run.dataset)
         for name in run.categories:
-            chosen = _sample(test[test.category == name], limit).reset_index(drop=True)
+            chosen = sample(test[test.category == name], limit).reset_index(drop=True)
             if len(chosen):
                 found.append(_category(run, judge, name, chosen))
         with run.writing(made[0]) as path:

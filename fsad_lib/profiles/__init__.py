@@ -23,6 +23,7 @@ Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 AtLeast2 = Annotated[int, Field(ge=2)]
 DatasetName = Literal["minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "mvtec_loco", "btad", "folder"]
+TestImages = AtLeast2 | tuple[tuple[DatasetName, AtLeast2], ...] | None
 
 
 class _Model(BaseModel):
@@ -122,7 +123,7 @@ class Anomalysd(_Model):
     epsilon: Above0
     perceptual_size: Annotated[int, Field(ge=31)] | None
     batch_size: Positive
-    test_images: AtLeast2 | tuple[tuple[DatasetName, AtLeast2], ...] | None = None
+    test_images: TestImages = None
 
 
 class Vqgan(_Model):
@@ -200,7 +201,7 @@ class Baselines(_Model):
     distillation_steps: Positive
     distillation_batch_size: Positive
     distillation_lr: Above0
-    test_images: Annotated[int, Field(ge=2)] | None = None
+    test_images: TestImages = None
 
 
 class Profile(_Model):

@@ -14,7 +14,6 @@ The integrator's updates do not depend on the prompt, which only chooses among t
 serves every prompt of Table 2, and "without text" of Table 3, the last iteration.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from fsad_lib import baselines, datasets
 from fsad_lib.datasets._common import list_images
+from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
 from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
@@ -488,7 +488,8 @@ def evaluate(run: Run) -> Evaluated:
     made = ("predictions.parquet", "maps.npz", "rows.json")
     run.check_inputs()
     if not run.has(*made):
-        test = _sample(run.table().query("split == 'test'"), run.profile.baselines.test_images).reset_index(drop=True)
+        limit = limit_of(run.profile.baselines.test_images, run.dataset)
+        test = sample(run.table().query("split == 'test'"), limit).reset_index(drop=True)
         if test.empty:
             raise FsadError(f"no test images in {run.dataset}/{run.category}; put the images to judge into test/ folders.")
         found = {}
@@ -509,19 +510,6 @@ def evaluate(run: Run) -> Evaluated:
     predictions = pd.read_parquet(run.product_path(made[0]))
     predictions = predictions.assign(path=predictions["path"].map(absolute_path))
     return Evaluated(predictions, json.loads(run.product_path(made[2]).read_text()), maps, paths)
-
-
-def _sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:
-    """``n`` test images, half of them good (rounded up), in an order that depends on the files' names alone; None: all."""
-    if n is None:
-        return test
-
-    def order(path: str) -> str:
-        return hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).hexdigest()
-
-    test = test.assign(order=test["path"].map(order)).sort_values("order")
-    good = test[test["label"] == 0][: (n + 1) // 2]
-    return pd.concat([good, test[test["label"] != 0][: n - len(good)]]).drop(columns="order")
 
 
 def _judged(run: Run, test: pd.DataFrame, name: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
