@@ -23,8 +23,8 @@ __all__ = [
     "training_table",
 ]  # fmt: skip
 
-SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32}  # the scripts' defaults; a log's column "batch" says otherwise
-RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
+SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32, "vqgan": 16}  # the scripts' defaults; a log's column "batch" says otherwise
+RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s", "vqgan": "images_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
 
 
 class Pairs(NamedTuple):
@@ -133,12 +133,13 @@ class RoundTrip(NamedTuple):
 
 
 @torch.no_grad()
-def round_trip(diffusion, scenes: Pairs) -> RoundTrip:
-    """Encode and decode both photographs of each scene, and see what is left of the difference between them.
+def round_trip(model, scenes: Pairs) -> RoundTrip:
+    """Send both photographs of each scene through a diffusion model's VAE, or a VQGAN's codes, and see what is left of the difference between them.
 
     kept_i = <D(bad_i) - D(good_i), bad_i - good_i> / |bad_i - good_i|², over the pixels of the mask; together: both sums over all i.
     """
-    good, bad = (diffusion.decode(diffusion.posterior(x)[0]) for x in (scenes.good, scenes.bad))
+    back = model.reconstruct if hasattr(model, "reconstruct") else lambda x: model.decode(model.posterior(x)[0])
+    good, bad = back(scenes.good), back(scenes.bad)
     mse = torch.cat([(good - scenes.good) ** 2, (bad - scenes.bad) ** 2]).mean()
     before, after = ((b - a) * scenes.mask[:, None] for a, b in ((scenes.good, scenes.bad), (good, bad)))
     product, energy = (before * after).flatten(1).sum(1), before.square().flatten(1).sum(1).clamp_min(1e-9)
@@ -214,7 +215,7 @@ def repaint(
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
-    went on from exported weights), and "unet_inpainting" -> one row a report, in order of steps (a part repeated after an interruption
+    went on from exported weights), "unet_inpainting" and "vqgan" -> one row a report, in order of steps (a part repeated after an interruption
     counts once). Parts without a log are left out.
 
     Raises:
@@ -267,7 +268,8 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
         ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]),
-        ("vae", "VAE: PSNR, dB", ["psnr"]),
+        ("vae", "VAE: PSNR, dB", ["psnr"]), ("vqgan", "VQGAN: losses", ["absolute", "perceptual", "discriminator"]),
+        ("vqgan", "VQGAN: PSNR, dB", ["psnr", "psnr_without_codes"]), ("vqgan", "VQGAN: perplexity of the codes", ["perplexity"]),
     ]  # fmt: skip
     panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
     panels = [panel for panel in panels if panel[2]]
