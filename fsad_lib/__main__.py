@@ -147,7 +147,7 @@ def _several(args: argparse.Namespace) -> tuple[list[str], str]:
     if args.ablations:
         from importlib import import_module
 
-        several += import_module(f"fsad_lib.tables.{args.method}").ablation_overrides()
+        several += import_module(f"fsad_lib.tables.{args.method}").ablation_overrides(args.profile)
     return several, args.tag
 
 

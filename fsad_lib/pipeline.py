@@ -591,13 +591,13 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
         from fsad_lib.tables.anomalysd import ablation_overrides
 
         main = [pair for pair in pairs if pair[0] != "elpv"]
-        return [several((1, 2, 4, 16)), *(several((1,), main, overrides=text) for text in ablation_overrides())]
+        return [several((1, 2, 4, 16)), *(several((1,), main, overrides=text) for text in ablation_overrides(profile))]
     from fsad_lib.tables import tgvig
 
     few = [("minifab", "gear"), ("minifab", "wood")] if small else pairs
     trained = [tgvig.baseline_overrides(name) for name in tgvig.BASELINES if name != "patchcore"]
     plans = [several((1, 5)), *(several((1, 5), few, overrides=text) for text in trained)]
-    plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides()]
+    plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides(profile)]
     plans.append(several((1,), few, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
     if not small:
         plans += [several((k,), some, overrides=text) for k, some in all_images(pairs).items() for text in ("", *trained)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fsad_lib.profiles import load_profile
 from fsad_lib.runs import ALL, overrides_tag, project_root
 from fsad_lib.tables._paper import own_choices
 from fsad_lib.tables._rows import (
@@ -66,8 +67,8 @@ ABLATIONS: dict[str, str] = {
 }
 """What is left out -> the overrides of its runs; single scales and the weight of the prototype-guided map need none."""
 
-LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-"""Strengths of the sensitivity figure."""
+LAMBDAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Strengths of the sensitivity figure; whole steps of the mini profile's five."""
 
 
 def rows_of(root: str | Path | None = None, profile: str = "mini", tag: str = "") -> pd.DataFrame:
@@ -181,9 +182,14 @@ def show_seen_unseen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # -------------------------------------------------------------------- ablations
-def ablation_overrides() -> list[str]:
-    """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one."""
-    return [*ABLATIONS.values(), *(f"anomalysd.strength={value:g}" for value in LAMBDAS)]
+def ablation_overrides(profile: str = "mini") -> list[str]:
+    """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one, which has the profile's own lambda.
+
+    >>> "anomalysd.strength=0.6" in ablation_overrides(), "anomalysd.strength=0.8" in ablation_overrides()
+    (True, False)
+    """
+    own = load_profile(profile).anomalysd.strength
+    return [*ABLATIONS.values(), *(f"anomalysd.strength={value:g}" for value in LAMBDAS if value != own)]
 
 
 def ablations(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
@@ -244,8 +250,9 @@ def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: in
     for name in set(plain.method):
         if name.startswith("alpha_"):
             parts.append(("alpha", float(name.removeprefix("alpha_")), plain[plain.method == name]))
-    for value in LAMBDAS:
-        rows = rows_of(root, profile, overrides_tag(f"anomalysd.strength={value:g}"))
+    own = load_profile(profile).anomalysd.strength
+    for value in sorted({*LAMBDAS, own}):
+        rows = plain if value == own else rows_of(root, profile, overrides_tag(f"anomalysd.strength={value:g}"))
         parts.append(("lambda", value, rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]))
     records = []
     for parameter, value, rows in parts:
