@@ -368,6 +368,26 @@ def stage_entry(stage: str, method: str) -> str:
     return f"fsad_lib.{method}.stages:{stage.partition('_')[2]}"
 
 
+def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
+    """The run of an earlier stage whose products a run uses: that of the same overrides, without those that cannot change them. So runs
+    that differ in a later stage's values only share what is costly.
+
+    Args:
+        matters: whether an override, "anomalysd.beta", concerns that stage.
+    """
+    from fsad_lib.profiles import parse_overrides
+
+    if not run.overrides:
+        return run if run.stage == stage else run.upstream(stage)
+    kept = {key: value for key, value in parse_overrides(run.overrides).items() if matters(key)}
+    auto = run.tag.startswith("set-")  # a tag that only the overrides made
+    return open_run(
+        stage, run.method, profile=run.profile.name, data_root=run.data_root, tag="" if auto else run.tag,
+        overrides=",".join(f"{key}={json.dumps(value)}" for key, value in kept.items()),
+        **{name: run.identity[name] for name in ("dataset", "category", "shots", "seed")},
+    )  # fmt: skip
+
+
 # --- the inputs of a run ---------------------------------------------------------------------------------------------
 
 

@@ -1,70 +1,27 @@
 """AnomalySD's notebooks, cell by cell on tiny random models: they run wherever they lie, without the miniature."""
 
-import contextlib
-import io
-from pathlib import Path
-
-import matplotlib
-import nbformat
+import lessons
 import pytest
 from tiny_project import OVERRIDES, write_project
 
-from fsad_lib import pipeline, runs
+from fsad_lib import pipeline
 from fsad_lib.anomalysd import stages
 
-ROOT = Path(__file__).parents[1]
 NAMES = pipeline.STAGES["anomalysd"]
-FOUND = {name: next((ROOT / f / f"{name}.ipynb" for f in ("notebooks", "drafts") if (ROOT / f / f"{name}.ipynb").is_file()), None) for name in NAMES}
 MORE = {"41_evaluate_anomalysd": ",anomalysd.test_images=4"}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project")
-    write_project(root)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FSAD_HOME", str(root))
-    stages._clip.cache_clear(), runs.forget_inputs()
-    backend = matplotlib.get_backend()
-    matplotlib.use("agg")
-    yield root
-    matplotlib.use(backend)
-    patch.undo()
-    stages._clip.cache_clear(), runs.forget_inputs()
-
-
-def cells(name, kind="code"):
-    return [cell for cell in nbformat.read(FOUND[name], 4).cells if cell.cell_type == kind]
+    yield from lessons.tiny_project(tmp_path_factory, write_project, stages)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_records_its_result(project, name):
-    if FOUND[name] is None:
-        pytest.skip("not in this checkout")
-    parameters = pipeline.parameters(FOUND[name])
-    given = dict(dataset="folder", data_root=str(project / "parts"), shots=2, overrides=OVERRIDES + MORE.get(name, ""))
-    space = {"__name__": "__main__"} | {n: p.default for n, p in parameters.items()} | given
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for cell in cells(name):
-            if "parameters" not in cell.metadata.get("tags", []):
-                exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), space)
-    run = space["run"]
-    result = runs.read_json(run.path / "result.json")
-    assert result["fingerprint"] == run.fingerprint and result["metrics"]
-    assert "True" in printed.getvalue() or name.startswith("41"), "checks by hand hold"
-    assert "nan" not in printed.getvalue()
+    _, printed = lessons.execute(name, dataset="folder", data_root=str(project / "parts"), shots=2, overrides=OVERRIDES + MORE.get(name, ""))
+    assert "True" in printed or name.startswith("41"), "checks by hand hold"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_a_lesson_in_the_house_style(name):
-    if FOUND[name] is None:
-        pytest.skip("not in this checkout")
-    prose, code = cells(name, "markdown"), cells(name)
-    assert len(prose) >= len(code) and all(len(cell.source.splitlines()) <= 15 for cell in code)
-    assert all(word in prose[0].source for word in ("**needs**", "**makes**", "**takes**", "**next**"))
-    assert any("may not be concluded" in cell.source for cell in prose) and "## Exercises" in prose[-1].source
-    assert "run.finish(" in code[-1].source
-    known = pipeline.parameters(FOUND[name])
-    assert list(known) == ["profile", "dataset", "category", "shots", "seed", "data_root", "tag", "overrides"]
-    assert known["category"].default == "all" and all(p.help for p in known.values())
+    assert lessons.check_house_style(name)["category"].default == "all"

@@ -1,5 +1,6 @@
 """AnomalySD's stages end to end on tiny random models: one model for two categories, products, resumption, protocols."""
 
+import lessons
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,14 +20,7 @@ from fsad_lib.metrics import image_metrics, pixel_metrics
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project")
-    write_project(root)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FSAD_HOME", str(root))
-    stages._clip.cache_clear(), runs.forget_inputs()
-    yield root
-    patch.undo()
-    stages._clip.cache_clear(), runs.forget_inputs()
+    yield from lessons.tiny_project(tmp_path_factory, write_project, stages)
 
 
 def open_run(project, stage, seed=0, shots=2, more="", category="all"):

@@ -2,6 +2,7 @@
 
 import json
 
+import lessons
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,14 +22,7 @@ ARMS = ["shots", "generated", "duplicated", "augmented"]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project")
-    tiny.write_project(root)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FSAD_HOME", str(root))
-    stages._clip.cache_clear(), runs.forget_inputs()
-    yield root
-    patch.undo()
-    stages._clip.cache_clear(), runs.forget_inputs()
+    yield from lessons.tiny_project(tmp_path_factory, tiny.write_project, stages)
 
 
 def open_run(project, stage, seed=0, shots=2, more="", category="gear"):

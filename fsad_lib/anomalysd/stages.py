@@ -12,8 +12,7 @@ there and an interrupted one goes on: training at its last checkpoint, judging a
 """
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,8 +36,9 @@ from fsad_lib.errors import FsadError
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
 from fsad_lib.metrics import metric_rows, pixel_metrics
-from fsad_lib.profiles import missing_checkpoints, parse_overrides, sections
-from fsad_lib.runs import Run, absolute_path, open_run, portable_path, replacing, write_json
+from fsad_lib.profiles import missing_checkpoints, sections
+from fsad_lib.progress import counter
+from fsad_lib.runs import Run, absolute_path, portable_path, replacing, shared_run, write_json
 
 __all__ = [
     "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "load_tuned", "personalize",
@@ -130,29 +130,7 @@ def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
 
 def tuned_run(run: Run) -> Run:
     """The stage 11 run that keeps the model which a run uses: that of the same values of :data:`TRAINING`, whatever else is overridden."""
-    if not run.overrides:
-        return run.upstream("11_personalize")
-    matter = {
-        key: value for key, value in parse_overrides(run.overrides).items()
-        if not key.startswith("anomalysd.") or key.removeprefix("anomalysd.") in TRAINING
-    }  # fmt: skip
-    auto = run.tag.startswith("set-")  # a tag that only the overrides made
-    return open_run(
-        "11_personalize", run.method, profile=run.profile.name, data_root=run.data_root, tag="" if auto else run.tag,
-        overrides=",".join(f"{key}={json.dumps(value)}" for key, value in matter.items()),
-        **{name: run.identity[name] for name in ("dataset", "category", "shots", "seed")},
-    )  # fmt: skip
-
-
-def _report(label: str) -> Callable[..., None] | None:
-    """A counter on the terminal; None where there is none (logs and notebooks stay quiet)."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int, *_: object) -> None:
-        print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show
+    return shared_run(run, "11_personalize", lambda key: not key.startswith("anomalysd.") or key.removeprefix("anomalysd.") in TRAINING)
 
 
 # -------------------------------------------------------------------- stage 1
@@ -176,7 +154,7 @@ def personalize(run: Run) -> Personalized:
         trace = finetune_unet(
             model, x, [training_prompts(prompts[name], a.prompt_levels) for name in names], where, steps=a.steps_unet, lr=a.lr_unet,
             batch_size=a.train_batch_size, area=a.area, seed=run.seed, gradient_checkpointing=a.gradient_checkpointing,
-            checkpoint=run.scratch("unet.pt"), checkpoint_every=_every(a.steps_unet), progress=_report("fine-tune the U-Net"),
+            checkpoint=run.scratch("unet.pt"), checkpoint_every=_every(a.steps_unet), progress=counter("fine-tune the U-Net"),
         )  # fmt: skip
         _keep(run, "unet", trace, model.unet.state_dict())
     if not run.has("decoder.safetensors", "trace_decoder.csv"):
@@ -184,7 +162,7 @@ def personalize(run: Run) -> Personalized:
         trace = finetune_decoder(
             model, x, lpips, beta=a.beta, steps=a.steps_decoder, lr=a.lr_decoder, batch_size=a.train_batch_size, seed=run.seed,
             gradient_checkpointing=a.gradient_checkpointing, checkpoint=run.scratch("decoder.pt"),
-            checkpoint_every=_every(a.steps_decoder), progress=_report("fine-tune the decoder"),
+            checkpoint_every=_every(a.steps_decoder), progress=counter("fine-tune the decoder"),
         )  # fmt: skip
         _keep(run, "decoder", trace, {str(i): p for i, p in enumerate(decoder_parameters(model.vae))})
     traces = [pd.read_csv(run.product_path(f"trace_{part}.csv")) for part in ("unet", "decoder")]
@@ -423,7 +401,7 @@ def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[p
     """Predictions, metric rows and small maps of one category; every image is kept the moment it is judged, the category when it is."""
     table, done, rows_file = (run.scratch(f"done-{name}.{kind}") for kind in ("parquet", "npz", "json"))
     if not all(path.is_file() for path in (table, done, rows_file)):
-        report, files = _report(f"evaluate {name}"), []
+        report, files = counter(f"evaluate {name}"), []
         for i, path in enumerate(test["path"]):
             files.append(run.scratch(f"image-{i:05d}-{name}.npz"))
             if not files[-1].is_file():

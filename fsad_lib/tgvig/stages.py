@@ -15,9 +15,8 @@ serves every prompt of Table 2, and "without text" of Table 3, the last iteratio
 """
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,8 +35,9 @@ from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
 from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
-from fsad_lib.profiles import FOREIGN, missing_checkpoints, parse_overrides, sections
-from fsad_lib.runs import Run, absolute_path, open_run, portable_path, replacing, write_json
+from fsad_lib.profiles import FOREIGN, missing_checkpoints, sections
+from fsad_lib.progress import counter
+from fsad_lib.runs import Run, absolute_path, portable_path, replacing, shared_run, write_json
 from fsad_lib.tgvig import generator, vqgan_clip
 from fsad_lib.tgvig.generator import Augmentation, images_each
 from fsad_lib.tgvig.integrator import Settings, integrate
@@ -124,27 +124,7 @@ def load_models(profile: Any) -> tuple[VQGAN, Any]:
 
 def source_run(run: Run) -> Run:
     """The stage 22 run whose images a run uses: that of the same overrides without those that concern the detectors only."""
-    if not run.overrides:
-        return run if run.stage == "22_synthesize" else run.upstream("22_synthesize")
-    away = FOREIGN["22_synthesize", "tgvig"]
-    matter = {key: value for key, value in parse_overrides(run.overrides).items() if key.partition(".")[0] not in away}
-    auto = run.tag.startswith("set-")  # a tag that only the overrides made
-    return open_run(
-        "22_synthesize", run.method, profile=run.profile.name, data_root=run.data_root, tag="" if auto else run.tag,
-        overrides=",".join(f"{key}={json.dumps(value)}" for key, value in matter.items()),
-        **{name: run.identity[name] for name in ("dataset", "category", "shots", "seed")},
-    )  # fmt: skip
-
-
-def _report(label: str) -> Callable[..., None] | None:
-    """A counter on the terminal; None where there is none (logs and notebooks stay quiet)."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int, *_: object) -> None:
-        print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show
+    return shared_run(run, "22_synthesize", lambda key: key.partition(".")[0] not in FOREIGN["22_synthesize", "tgvig"])
 
 
 def _bytes(x: Tensor) -> np.ndarray:
@@ -240,7 +220,7 @@ def _integrate(run: Run, prompts: dict[str, str], x: Tensor, models: _Models) ->
             np.savez(path, images=_bytes(images), seconds=time.monotonic() - last)
         last = time.monotonic()
 
-    found = integrate(vqgan, x, clip, prompts["best"], settings, run.scratch("integrator"), _report("integrate"), keep)
+    found = integrate(vqgan, x, clip, prompts["best"], settings, run.scratch("integrator"), counter("integrate"), keep)
     with torch.no_grad():
         g = clip.encode_text([prompts[kind] for kind in KINDS]).cpu()
     similarity = {kind: F.cosine_similarity(z_t, found.z_v, dim=1) for kind, z_t in zip(KINDS, g, strict=True)}
@@ -284,7 +264,7 @@ def _optimise(run: Run, name: str, prompts: dict[str, str], x: Tensor, i: int, m
     settings = vqgan_clip.Settings(t.rival_steps, t.rival_lr, t.rival_cutouts, seed=1000 * run.seed + i)
     start = x[i % len(x)] if t.rival_start else None
     words = t.caption if kind == "caption" else prompts[kind]
-    return vqgan_clip.draw(vqgan, clip, words, x.shape[-1], start, settings, _report(f"{name} {i + 1}"))[0].cpu()
+    return vqgan_clip.draw(vqgan, clip, words, x.shape[-1], start, settings, counter(f"{name} {i + 1}"))[0].cpu()
 
 
 def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
@@ -454,7 +434,7 @@ def augment(run: Run) -> Augmented:
 def _train(run: Run, made: Synthesized, name: str, arm: str) -> None:
     detector, steps = make_detector(run, name), _steps(run, name)
     x = training_images(run, made, arm, _side(run, name))
-    losses = detector.fit(x, steps=steps, seed=run.seed, progress=_report(f"{name}, {arm}"))
+    losses = detector.fit(x, steps=steps, seed=run.seed, progress=counter(f"{name}, {arm}"))
     with run.writing(f"{name}-{arm}.safetensors") as path:
         save_file(detector.state(), path)
     record = {"images": len(x), "added": len(x) - len(made.paths), "steps": steps or 0, "losses": losses}
@@ -516,7 +496,7 @@ def _judged(run: Run, test: pd.DataFrame, name: str, arm: str) -> tuple[np.ndarr
     """Scores (N,) and maps (N, side, side) of one detector, kept the moment they are complete."""
     file = run.scratch(f"judged-{name}-{arm}.npz")
     if not file.is_file():
-        detector, side, parts, report = load_detector(run, name, arm), _side(run, name), [], _report(f"evaluate {name}, {arm}")
+        detector, side, parts, report = load_detector(run, name, arm), _side(run, name), [], counter(f"evaluate {name}, {arm}")
         paths = test["path"].tolist()
         for i in range(0, len(paths), 8):
             scores, maps = detector(datasets.read_images(paths[i : i + 8], side))

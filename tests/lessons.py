@@ -1,0 +1,64 @@
+"""What the tests of AnomalySD's and TGVIG's notebooks share: a project of tiny models, and a notebook run cell by cell."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import pytest
+
+from fsad_lib import pipeline, runs
+
+ROOT = Path(__file__).parents[1]
+
+
+def lesson(name):
+    """A notebook in notebooks/, or in drafts/ while it is one."""
+    return next(path for folder in ("notebooks", "drafts") if (path := ROOT / folder / f"{name}.ipynb").is_file())
+
+
+def cells(name, kind="code"):
+    return [cell for cell in nbformat.read(lesson(name), 4).cells if cell.cell_type == kind]
+
+
+def tiny_project(tmp_path_factory, write_project, stages):
+    """Body of a module's fixture: the project that write_project makes, as long as the module's tests run."""
+    root = tmp_path_factory.mktemp("project")
+    write_project(root)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FSAD_HOME", str(root))
+    stages._clip.cache_clear(), runs.forget_inputs()
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    yield root
+    matplotlib.use(backend)
+    patch.undo()
+    stages._clip.cache_clear(), runs.forget_inputs()
+
+
+def execute(name, **given):
+    """All cells but the parameters, which `given` replaces. Returns the recorded metrics and what was printed."""
+    space = {"__name__": "__main__"} | {n: p.default for n, p in pipeline.parameters(lesson(name)).items()} | given
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in cells(name):
+            if "parameters" not in cell.metadata.get("tags", []):
+                exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), space)
+    result = runs.read_json(space["run"].path / "result.json")
+    assert result["fingerprint"] == space["run"].fingerprint and result["metrics"]
+    assert "nan" not in printed.getvalue()
+    return result["metrics"], printed.getvalue()
+
+
+def check_house_style(name):
+    """test_notebooks holds notebooks/ to the rest; this much is asked of a draft, too. Returns the parameters."""
+    prose, code = cells(name, "markdown"), cells(name)
+    assert len(prose) >= len(code) and all(len(cell.source.splitlines()) <= 15 for cell in code)
+    assert all(word in prose[0].source for word in ("**needs**", "**makes**", "**takes**", "**next**"))
+    assert any("may not be concluded" in cell.source for cell in prose) and "## Exercises" in prose[-1].source
+    assert "run.finish(" in code[-1].source
+    known = pipeline.parameters(lesson(name))
+    assert list(known) == ["profile", "dataset", "category", "shots", "seed", "data_root", "tag", "overrides"]
+    assert all(p.help for p in known.values())
+    return known
