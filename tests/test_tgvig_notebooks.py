@@ -21,6 +21,7 @@ def test_a_notebook_runs_and_records_its_result(project, name):
     assert "True" in printed and "False" not in printed, "checks by hand hold"
     if name.startswith("42"):
         assert metrics["available"] == 4 and len(metrics["rows"]) == 4
+        assert list((project / "data/runs").rglob("42_*/*/report/heatmaps/*.png")), "a user's folder gets its report"
     if name.startswith("22"):
         assert {"best", "worst", "quality", "similarity"} <= set(metrics)
 
