@@ -13,13 +13,8 @@ from fsad_lib import pipeline, runs
 ROOT = Path(__file__).parents[1]
 
 
-def lesson(name):
-    """A notebook in notebooks/, or in drafts/ while it is one."""
-    return next(path for folder in ("notebooks", "drafts") if (path := ROOT / folder / f"{name}.ipynb").is_file())
-
-
 def cells(name, kind="code"):
-    return [cell for cell in nbformat.read(lesson(name), 4).cells if cell.cell_type == kind]
+    return [cell for cell in nbformat.read(pipeline.notebook_path(ROOT / "notebooks" / f"{name}.ipynb"), 4).cells if cell.cell_type == kind]
 
 
 def tiny_project(tmp_path_factory, write_project, stages):
@@ -39,7 +34,7 @@ def tiny_project(tmp_path_factory, write_project, stages):
 
 def execute(name, **given):
     """All cells but the parameters, which `given` replaces. Returns the recorded metrics and what was printed."""
-    space = {"__name__": "__main__"} | {n: p.default for n, p in pipeline.parameters(lesson(name)).items()} | given
+    space = {"__name__": "__main__"} | {n: p.default for n, p in pipeline.parameters(ROOT / "notebooks" / f"{name}.ipynb").items()} | given
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for cell in cells(name):
@@ -49,16 +44,3 @@ def execute(name, **given):
     assert result["fingerprint"] == space["run"].fingerprint and result["metrics"]
     assert "nan" not in printed.getvalue()
     return result["metrics"], printed.getvalue()
-
-
-def check_house_style(name):
-    """test_notebooks holds notebooks/ to the rest; this much is asked of a draft, too. Returns the parameters."""
-    prose, code = cells(name, "markdown"), cells(name)
-    assert len(prose) >= len(code) and all(len(cell.source.splitlines()) <= 15 for cell in code)
-    assert all(word in prose[0].source for word in ("**needs**", "**makes**", "**takes**", "**next**"))
-    assert any("may not be concluded" in cell.source for cell in prose) and "## Exercises" in prose[-1].source
-    assert "run.finish(" in code[-1].source
-    known = pipeline.parameters(lesson(name))
-    assert list(known) == ["profile", "dataset", "category", "shots", "seed", "data_root", "tag", "overrides"]
-    assert all(p.help for p in known.values())
-    return known
