@@ -69,8 +69,8 @@ OTHERS = {
     "anomalysd": ("| One model, 1 shot of each product |", ANOMALYSD, [
         ("minifab", None, 1, "image_auroc"), ("minifab", None, 1, "pixel_auroc"), ("elpv", "mono", 1, "image_auroc"), ("elpv", "poly", 1, "image_auroc"),
     ]),
-    "tgvig": ("| PatchCore |", TGVIG, [
-        ("minifab", None, 1, "image_auroc"), ("minifab", None, 5, "image_auroc"), ("elpv", "mono", 1, "image_auroc"), ("elpv", "poly", 1, "image_auroc"),
+    "tgvig": ("| PatchCore, 1 shot |", TGVIG, [
+        ("minifab", None, 1, "image_auroc"), ("minifab", None, 1, "pixel_auroc"), ("elpv", "mono", 1, "image_auroc"), ("elpv", "poly", 1, "image_auroc"),
     ]),
 }  # fmt: skip
 """method -> head of its table, its rows, its columns (data set, category, shots, metric)."""

@@ -1,7 +1,7 @@
 """Train the mini VQGAN (diffusers `VQModel`) on MiniFab with the VQGAN loss.
 
-    python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --steps 12000 --mini data/models/mini --side 64 --until 7000
-    python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --steps 12000 --mini data/models/mini
+    python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --mini data/models/mini --steps 6200 --side 64 --until 5500
+    python -m fsad_lib.foundation.miniatures.train_vqgan --pool data/pool --out data/training/vqgan --mini data/models/mini --steps 6200 --batch 6
     python -m fsad_lib.foundation.miniatures.train_vqgan --out data/training/vqgan --mini data/models/mini --export
 
 Loss: |x - x_hat| + LPIPS + codebook + adversarial, as in `foundation.vqgan` (Esser et al. 2021). Three things are added for so short a training:
@@ -160,7 +160,7 @@ def export(training: Path, mini: Path) -> Path:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, steps=12000, lr=1e-3, every=500, pool=False)
+    parser = training_parser(__doc__, steps=6200, lr=1e-3, every=500, pool=False)
     parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: lpips/ is read, vqgan/ is written by --export")
     parser.add_argument("--export", action="store_true", help="write the trained VQGAN into --mini and stop")
     parser.add_argument("--factor", type=int, choices=sorted(CHANNELS), default=4)
