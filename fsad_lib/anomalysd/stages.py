@@ -453,6 +453,6 @@ def _measure(
     for row in rows if pixel else ():
         key = row["method"], row["part"]
         if row["group"] != "all" and not key[0].startswith(("scale_", "alpha_")):  # those would cost time and fill no table
-            keep = (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy()
+            keep = (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy(copy=True)  # writable, as torch wants its index
             row |= pixel_metrics(masks[keep], np.stack([r["maps"][keys.index(key)] for r, k in zip(one, keep, strict=True) if k]))
     return predictions, [{"category": name, **row} for row in rows], small

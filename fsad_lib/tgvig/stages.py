@@ -533,7 +533,7 @@ def _measure(run: Run, test: pd.DataFrame, found: dict[tuple[str, str], tuple[np
         pixel = {key: values | {"au_spro": au_spro(regions, found[key][1])} for key, values in pixel.items()}
     rows = metric_rows(predictions, pixel, minifab)
     for group, of in _kinds(run.dataset, test).items():
-        keep = (of | test["label"].eq(0)).to_numpy()
+        keep = (of | test["label"].eq(0)).to_numpy(copy=True)  # writable, as torch wants its index
         for (method, part), (scores, maps) in found.items():
             row = {"method": method, "part": part, "group": group, "n": int(keep.sum()), **image_metrics(test["label"][keep], scores[keep])}
             rows.append(row | (pixel_metrics(masks[keep], maps[keep]) if masks is not None else {}))
