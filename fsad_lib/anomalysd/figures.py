@@ -198,8 +198,8 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     curve = figure.add_subplot(grid[3, :])
     if len(trace):
         curve.plot(trace["step"], trace["loss"].rolling(max(1, len(trace) // 10), min_periods=1, center=True).mean(), color=BLUE)
-    curve.set_title("U-Net loss", fontsize=8)
-    curve.tick_params(labelsize=7)
+    curve.set_title("U-Net loss, smoothed", fontsize=8)
+    curve.tick_params(labelsize=7, labelleft=False)  # its height is in the figure of the losses
 
     # judging
     picture, k = to_pixels(twins.x[index])[0], twins.k[index]
