@@ -718,3 +718,14 @@ def compact(figure: Figure, dpi: int = 80):
         figure.savefig(full, format="png", dpi=dpi)
     Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True)
     return Shown(data=small.getvalue(), format="png")
+
+
+def show_file(path: str | Path, width: int = 800):
+    """A picture that lies on disk, for a notebook: at most ``width`` pixels wide, 256 colours."""
+    from IPython.display import Image as Shown
+    from PIL import Image
+
+    picture, small = Image.open(path).convert("RGB"), io.BytesIO()
+    picture.thumbnail((width, 10 * width))
+    picture.quantize(256).save(small, format="png", optimize=True)
+    return Shown(data=small.getvalue(), format="png")
