@@ -3,7 +3,7 @@
     python benchmarks/paper_sizes.py --dry-run                    the sizes alone, seconds
     python benchmarks/paper_sizes.py --image-size 256             a few steps of every stage of ADP (about 9 GB of disk)
     python benchmarks/paper_sizes.py --method anomalysd           the same of AnomalySD (about 5 GB, and 11 GB for a moment)
-    python benchmarks/paper_sizes.py --method tgvig --image-size 256 --batch-size 4     of TGVIG with PatchCore (about 2 GB)
+    python benchmarks/paper_sizes.py --method tgvig --image-size 256 --batch-size 4     of TGVIG with PatchCore (about 1.2 GB)
 
 Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 and of Stable Diffusion 1.5 inpainting
 (U-Net, VAE, text encoder), of OpenCLIP's ViT-H/14, ViT-B/16-plus-240 and ViT-B/16 and of the ImageNet VQGAN with f = 16, in the layouts that the paper profile reads, then runs each

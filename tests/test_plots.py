@@ -1,5 +1,7 @@
 """Figures and the user's report: they can be drawn from a run's products, are saved small, whole and reproducibly."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -154,3 +156,16 @@ def test_the_note_on_thresholds_holds():
     scores = np.random.default_rng(0).lognormal(size=(200_000, 5))
     assert (scores[:, 4] > scores[:, :4].max(1)).mean() == pytest.approx(1 / 5, abs=0.005)
     assert 0.99**299 <= 0.05 < 0.99**298
+
+
+def test_a_picture_on_disk_is_shown_small(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 600, 3), np.uint8)).save(tmp_path / "a.png")
+    shown = Image.open(io.BytesIO(plots.show_file(tmp_path / "a.png", 200).data))
+    assert shown.size == (200, 100) and shown.mode == "P"
+    assert Image.open(io.BytesIO(plots.show_file(tmp_path / "a.png", 900).data)).size == (600, 300), "never enlarged"
+
+
+def test_a_pdf_of_photographs_stays_small(tmp_path):
+    pictures = np.random.default_rng(0).random((40, 3, 128, 128))
+    png, pdf = plots.save_figure(plots.image_grid(pictures, columns=8, size=1.2), "many", tmp_path)
+    assert pdf.stat().st_size <= 500_000 and png.stat().st_size <= 300_000
