@@ -244,7 +244,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(project, monkeypatch):
             stages.personalize(run)
     assert not run.has("pseudo_anomalies.npz") and run.scratch("c_n.safetensors").is_file()
     trained = []
-    monkeypatch.setattr(stages, "_report", lambda label: lambda *a: trained.append(label))
+    monkeypatch.setattr(stages, "counter", lambda label: lambda *a: trained.append(label))
     again = stages.personalize(run).concepts
     assert all(torch.equal(again[k], v) for k, v in whole.items())
     assert {label for label in trained if label.startswith("learn")} == {

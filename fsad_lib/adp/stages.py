@@ -12,8 +12,7 @@ has not run makes it first.
 """
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +35,7 @@ from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints
+from fsad_lib.progress import counter
 from fsad_lib.runs import Run, absolute_path, portable_path, write_json
 
 __all__ = [
@@ -130,17 +130,6 @@ def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, _device())
 
 
-def _report(label: str) -> Callable[..., None] | None:
-    """A counter on the terminal; None where there is none (logs and notebooks stay quiet)."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int, *_: object) -> None:
-        print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show
-
-
 # -------------------------------------------------------------------- pseudo-anomalies on disk
 def _make_pseudo(run: Run, name: str, diffusion: Diffusion, x: Tensor, prompts: Sequence[str], n: int, seed: int | str,
                  concepts: Mapping[str, Tensor] | None = None) -> Pseudo:  # fmt: skip
@@ -149,7 +138,7 @@ def _make_pseudo(run: Run, name: str, diffusion: Diffusion, x: Tensor, prompts: 
         made = pseudo_anomalies(
             diffusion, x, prompts, n, strength=adp.strength, guidance_scale=adp.guidance_scale,
             num_inference_steps=adp.num_inference_steps, crop_scale=adp.crop_scale, seed=seed, concepts=concepts,
-            progress=_report(name.removesuffix(".npz")),
+            progress=counter(name.removesuffix(".npz")),
         )  # fmt: skip
         pixels = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         j = np.arange(n)
@@ -189,7 +178,7 @@ def personalize(run: Run) -> Personalized:
 
         def learn(name: str, init: str | Tensor, **more: Any) -> None:
             c, trace = learn_concept(
-                clip, diffusion, x, init, checkpoint=run.scratch(f"{name}.safetensors"), progress=_report(f"learn {name}"),
+                clip, diffusion, x, init, checkpoint=run.scratch(f"{name}.safetensors"), progress=counter(f"learn {name}"),
                 **settings, **more,
             )  # fmt: skip
             concepts[WORDS[name]] = c
@@ -347,7 +336,7 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
 
     text: dict[str, list[Tensor]] = {method: [] for method in METHODS}
     parts: dict[str, list[Tensor]] = {}
-    report = _report("evaluate")
+    report = counter("evaluate")
 
     def keep(**values: Tensor) -> None:
         for name, value in values.items():
