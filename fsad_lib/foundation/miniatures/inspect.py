@@ -19,12 +19,12 @@ from torch import Tensor
 from ...errors import FsadError
 
 __all__ = [
-    "Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "training_curves",
-    "training_table",
+    "Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
+    "training_curves", "training_table",
 ]  # fmt: skip
 
-SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32, "vqgan": 16}  # the scripts' defaults; a log's column "batch" says otherwise
-RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s", "vqgan": "images_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
+SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32, "vqgan": 16, "resnet18": 8, "pdn": 8}  # the scripts' defaults; a log's column "batch" says otherwise
+RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s", "vqgan": "images_per_s", "resnet18": "images_per_s", "pdn": "images_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
 
 
 class Pairs(NamedTuple):
@@ -212,10 +212,60 @@ def repaint(
     return made, m, pd.DataFrame(rows, columns=["in the rectangle", "error", "perceptual"])
 
 
+def cka(a: Tensor, b: Tensor) -> float:
+    """Linear CKA (Kornblith et al., ICML 2019) of two networks' vectors (N, C) and (N, D) at the same N places: 1 where they agree but for a
+    rotation and a scale, about 0 where they have nothing in common.
+
+    >>> x = torch.randn(99, 4, generator=torch.Generator().manual_seed(0))
+    >>> round(cka(x, -3 * x[:, [2, 0, 1, 3]]), 4)
+    1.0
+    """
+    a, b = ((v - v.mean(0)).double() for v in (a, b))
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+@torch.no_grad()
+def students(profile, scenes: Pairs) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """How much of EfficientNet-Lite0 the baselines' two small networks took over, and whether they see the defects of `scenes`.
+
+    Returns:
+        a table: network, map, alike (:func:`cka` with the teacher's map over the flawless photographs), untrained (the same network with random
+        weights, as a control); and name -> (N, h, w): how far a scene's two photographs lie apart at each place, 1 - cosine.
+    """
+    import timm
+    import torch.nn.functional as F
+
+    from ...baselines.efficientad import load_teacher
+    from ..backbones import Backbone, load_trunk
+    from .train_students import MARGIN, SIDE, STRIDES, PdnStudent, load_network_teacher
+
+    torch.manual_seed(0)
+    q, teacher = profile.distillation_backbone, load_network_teacher(STRIDES["resnet18"])
+    trunk, blank = load_trunk(q.name, profile.path("distillation_backbone"), q.image_size), Backbone(timm.create_model(q.name), q.name, q.image_size)
+    trunk.stages = blank.stages = (1, 2, 3)  # strides 4, 8, 16
+    said, ours, none = ([network.features(x) for x in (scenes.good, scenes.bad)] for network in (teacher, trunk, blank))
+    rows = [(q.name, f"stride {s}", *(cka(_vectors(maps[0][i]), _vectors(said[0][i])) for maps in (ours, none))) for i, s in enumerate(STRIDES["resnet18"])]
+
+    joined = [(m - m.mean((0, 2, 3), keepdim=True)) / m.std((0, 2, 3), keepdim=True).clamp_min(1e-6) for m in said[0][1:]]
+    random = PdnStudent([m.shape[1] for m in joined])
+    large = [F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1) for x in (scenes.good, scenes.bad)]
+    patch = [load_teacher(profile.path("efficientad_teacher"))(x) for x in large]
+    target = _vectors(random.target(joined)[..., MARGIN:-MARGIN, MARGIN:-MARGIN])
+    rows.append(("patch network", "strides 8 and 16", *(cka(_vectors(m), target) for m in (patch[0], random.network(large[0])))))
+
+    apart = {"EfficientNet-Lite0": (said[0][1], said[1][1]), q.name: (ours[0][1], ours[1][1]), "patch network": patch}
+    return pd.DataFrame(rows, columns=["network", "map", "alike", "untrained"]), {k: 1 - F.cosine_similarity(a, b) for k, (a, b) in apart.items()}
+
+
+def _vectors(maps: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N h w, C)."""
+    return maps.transpose(0, 1).flatten(1).T
+
+
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
-    went on from exported weights), "unet_inpainting" and "vqgan" -> one row a report, in order of steps (a part repeated after an interruption
+    went on from exported weights), "unet_inpainting", "vqgan", "resnet18" and "pdn" -> one row a report, in order of steps (a part repeated after an interruption
     counts once). Parts without a log are left out.
 
     Raises:
@@ -270,6 +320,7 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]),
         ("vae", "VAE: PSNR, dB", ["psnr"]), ("vqgan", "VQGAN: losses", ["absolute", "perceptual", "discriminator"]),
         ("vqgan", "VQGAN: PSNR, dB", ["psnr", "psnr_without_codes"]), ("vqgan", "VQGAN: perplexity of the codes", ["perplexity"]),
+        ("resnet18", "ResNet-18, a student: loss", ["loss"]), ("pdn", "patch network, a student: loss", ["loss"]),
     ]  # fmt: skip
     panels = [(part, title, [c for c in columns if c in logs[part]]) for part, title, columns in panels if part in logs]
     panels = [panel for panel in panels if panel[2]]

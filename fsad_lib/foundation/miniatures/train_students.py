@@ -12,7 +12,8 @@ weights and nothing here reads it.
 place: its maps of stride 8 and 16, averaged over 3 x 3 neighbours, enlarged, standardised and projected (Batzner et al. 2023, section 3.1, there with
 a Wide ResNet-101 and ImageNet).
 
-EfficientNet-Lite0's real ImageNet weights (Apache-2.0) are the only knowledge of photographs in either.
+A quarter of the images they learn from are parts of the two photographs that come with scikit-learn (CC BY), the rest is MiniFab. What they know of
+photographs beyond that, they have from EfficientNet-Lite0's real ImageNet weights (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ SIDE = 256
 PDN_CHANNELS = 64
 WINDOW = 16  # outputs of the patch description network a side, in training: 96 pixels
 MARGIN = 4  # its first output lies over the fifth cell of stride 4
+PHOTOGRAPHS = 0.25  # share of the training images
 STRIDES = {"resnet18": (4, 8, 16), "pdn": (8, 16)}
 FILES = {"resnet18": "backbones/resnet18.safetensors", "pdn": "efficientad/teacher.safetensors"}
 
@@ -104,15 +107,35 @@ def load_network_teacher(strides: tuple[int, ...], device: str = "cpu") -> Backb
     return backbone
 
 
+@lru_cache
+def _photographs() -> list[np.ndarray]:
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
+def _photograph(rng: np.random.Generator) -> Tensor:
+    """A square part (3, h, h) of one of scikit-learn's two photographs, its colours swapped at random: edges and textures that MiniFab lacks."""
+    photograph = _photographs()[int(rng.integers(2))]
+    side = int(rng.uniform(0.25, 1.0) * min(photograph.shape[:2]))
+    top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape[:2])
+    return torch.from_numpy(photograph[top : top + side, left : left + side][..., rng.permutation(3)].copy()).permute(2, 0, 1).float() / 255
+
+
 def batch(images, step: int, size: int) -> Tensor:
-    """Whole images (size, 3, 256, 256) in [0, 1], good and defective, mirrored and turned by quarters; the step alone decides which."""
+    """Whole images (size, 3, 256, 256) in [0, 1], good and defective, and parts of photographs, mirrored and turned by quarters; the step alone
+    decides which."""
     rng, out = np.random.default_rng([6, step]), []
     for _ in range(size):
-        chunk = images[int(rng.integers(len(images)))]
-        x = torch.from_numpy(np.array(chunk[int(rng.integers(len(chunk))), int(rng.integers(2))])).permute(2, 0, 1).float() / 255
+        if rng.random() < PHOTOGRAPHS:
+            x = _photograph(rng)
+        else:
+            chunk = images[int(rng.integers(len(images)))]
+            x = torch.from_numpy(np.array(chunk[int(rng.integers(len(chunk))), int(rng.integers(2))])).permute(2, 0, 1).float() / 255
         x = torch.rot90(x, int(rng.integers(4)), (1, 2))
-        out.append(x.flip(2) if rng.random() < 0.5 else x)
-    return F.interpolate(torch.stack(out), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        x = x.flip(2) if rng.random() < 0.5 else x
+        out.append(F.interpolate(x[None], (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)[0])
+    return torch.stack(out).clamp(0, 1)
 
 
 def export(training: Path, mini: Path, network: str) -> Path:
@@ -127,7 +150,7 @@ def export(training: Path, mini: Path, network: str) -> Path:
     tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in student.exported().items()}
     target = mini / FILES[network]
     with replacing(target) as part:
-        save_file(tensors, part, {"format": "pt", "teacher": "EfficientNet-Lite0 (Apache-2.0)", "trained_on": "MiniFab, pretraining split", "steps": str(state["step"])})
+        save_file(tensors, part, {"format": "pt", "teacher": "EfficientNet-Lite0 (Apache-2.0)", "trained_on": "MiniFab, pretraining split; scikit-learn's two photographs", "steps": str(state["step"])})
     target.chmod(0o644)
     return target
 
