@@ -14,7 +14,10 @@ from fsad_lib.foundation.backbones import Backbone
 
 
 class LikelihoodMap(nn.Module):
-    """Anomaly map of the layers' log-likelihoods: number of layers minus the sum of exp(log p - log p_max), enlarged.
+    """Anomaly map of the layers' log-likelihoods: -log of the sum over layers of exp(log p - log p_max), each enlarged.
+
+    anomalib's map is the number of layers minus that sum. The logarithm ranks all pixels and images as it does, and goes on telling apart what
+    lies so far out that every layer's exp is lost beside a 1.
 
     log p_max is the highest over the training images (`learning`), a fixed number for each layer. anomalib takes the highest of the
     batch at hand, so that an image's score would change with the images beside it, and scores of two batches could not be compared.
@@ -26,11 +29,12 @@ class LikelihoodMap(nn.Module):
         self.learning = True
 
     def forward(self, distribution: list[Tensor], height: list[int], width: list[int], image_size: tuple[int, int]) -> Tensor:
-        """(B, H, W), at most the number of layers; below 0 where a patch is likelier than any in training."""
+        """(B, H, W), at least -log of the number of layers where no patch is likelier than any in training."""
         if self.learning:
             self.highest = torch.stack([torch.maximum(top, d.max()) for top, d in zip(self.highest, distribution)])
-        maps = [torch.exp(d - top).view(-1, 1, h, w) for d, top, h, w in zip(distribution, self.highest, height, width)]
-        return len(maps) - sum(F.interpolate(m, image_size, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        maps = [torch.exp((d - top).double()).view(-1, 1, h, w) for d, top, h, w in zip(distribution, self.highest, height, width)]
+        total = sum(F.interpolate(m, image_size, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        return -total.clamp_min(torch.finfo(total.dtype).tiny).log()  # of float64: down to log p - log p_max of -708
 
 
 class CFlow:

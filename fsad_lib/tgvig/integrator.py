@@ -2,10 +2,11 @@
 
 What the paper leaves open, and what is done here:
 
-- n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says;
+- n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says. It is then far smaller
+  than L_vq (a sum over colours and pixels would be far larger); `lam` is the place to change that;
 - the N augmented images are the same in every iteration (made anew from their seed, to save memory); the samples are new;
 - one update an iteration, on the very images that were scored;
-- the discriminator goes on learning beside the generator, as in the conventional VQGAN training (`update_discriminator`);
+- the discriminator goes on learning beside the generator, one step an iteration, as in the conventional VQGAN training (`update_discriminator`);
 - z_v is the mean of unit vectors;
 - several originals: the losses are averaged over originals, one original's graph in memory at a time;
 - without a prompt there is nothing to choose by, and the last iteration's images are taken.
@@ -126,14 +127,15 @@ def integrate(
         z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
 
     fixed = {name: value for name, value in asdict(s).items() if name != "iterations"}
-    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *([] if z_t is None else [z_t]))}
+    read = [] if clip is None else [parameter for _, parameter in sorted(clip.model.named_parameters())]
+    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *read)}
     state = _resume(folder, key, s.iterations, work, optimizers)
     similarity, losses, best, chosen, seen = state["similarity"], state["losses"], state["best"], state["chosen"], state["z_v"]
     for iteration in range(len(losses) + 1, s.iterations + 1):
         if "discriminator" in optimizers:
             work.discriminator.train()
         optimizers["model"].zero_grad(set_to_none=True)
-        made, parts = [], []
+        made, parts, rebuilt = [], [], []
         for k, original in enumerate(x):
             augmented = augment(original, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation)  # I_1 .. I_N, the same each time
             z = work.encode(augmented)
@@ -149,8 +151,10 @@ def integrate(
             made.append(images.detach().clamp(0, 1))
             parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
             if "discriminator" in optimizers:
-                _teach(work, optimizers["discriminator"], augmented, vq.x_hat)
+                rebuilt.append((augmented, vq.x_hat.detach()))
         found = torch.cat(made)
+        if rebuilt:
+            _teach(work, optimizers["discriminator"], rebuilt)
         if z_t is None:
             better = True
         else:
@@ -172,9 +176,11 @@ def integrate(
     return Integration(best, torch.arange(len(x)).repeat_interleave(each), chosen, similarity, losses, torch.stack(seen) if seen else torch.empty(0, 0))
 
 
-def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor) -> None:
+def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """One step of the discriminator on the augmented images and the reconstructions of all originals."""
     optimizer.zero_grad(set_to_none=True)  # also what the generator's step left there
-    work.discriminator_loss(x, x_hat).backward()
+    for x, x_hat in pairs:
+        (work.discriminator_loss(x, x_hat) / len(pairs)).backward()
     optimizer.step()
 
 
@@ -215,7 +221,7 @@ def _resume(folder: str | Path | None, key: dict, limit: int, work: VQGAN, optim
     if path is None or not path.is_file():
         return {"similarity": [], "losses": [], "best": None, "chosen": 0, "z_v": []}
     try:
-        state = torch.load(path, map_location=work.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # the modules and optimizers take it to their own device
         same = state["key"] == key
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
         raise FsadError(f"{path} cannot be read ({type(error).__name__}). Remove it to start again.") from error

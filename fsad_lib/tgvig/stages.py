@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from fsad_lib import baselines, datasets
 from fsad_lib.datasets._common import list_images
@@ -364,7 +365,7 @@ def make_detector(run: Run, name: str) -> Any:
         from fsad_lib.baselines.efficientad import load_teacher
 
         return baselines.make(
-            name, teacher=load_teacher(p.path("efficientad_teacher")).to(device), penalty=_penalty(run), image_size=b.efficientad_image_size,
+            name, teacher=load_teacher(p.path("efficientad_teacher")).to(device), penalty=partial(_penalty, run), image_size=b.efficientad_image_size,
             lr=b.efficientad_lr, weight_decay=b.efficientad_weight_decay, device=device,
         )  # fmt: skip
     if name == "reverse_distillation":
@@ -382,14 +383,19 @@ def make_detector(run: Run, name: str) -> Any:
 
 
 def _penalty(run: Run) -> Tensor:
-    """Images of other things for EfficientAD's student: a folder of the profile's, else good images of MiniFab's other development designs."""
+    """Images of other things for EfficientAD's student: photographs drawn from a folder of the profile's, else good images of MiniFab's other
+    development designs. Photographs are treated as EfficientAD does: enlarged to twice the side, three in ten turned grey, the centre cut out."""
     p, b = run.profile, run.profile.baselines
     folder = p.path("efficientad_penalty")
     if folder is not None:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[: b.efficientad_penalty]
+        files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not files:
             raise FsadError(f"no .jpg or .png in {folder}; expected photographs of other things. {p.efficientad_penalty.source}")
-        return datasets.read_images([str(path) for path in files], b.efficientad_image_size)
+        draw, side = np.random.default_rng([run.seed, 8]), b.efficientad_image_size
+        chosen, centre = draw.permutation(files)[: b.efficientad_penalty], slice(side // 2, side // 2 + side)
+        x = torch.cat([datasets.read_images([path], 2 * side)[..., centre, centre] for path in chosen.tolist()])
+        grey = torch.from_numpy(draw.random(len(x)) < 0.3).view(-1, 1, 1, 1)
+        return torch.where(grey, rgb_to_grayscale(x, 3), x)
     own = run.category if run.dataset == "minifab_dev" else ""
     others = [name for name in datasets.categories("minifab_dev") if name != own]
     each = -(-b.efficientad_penalty // len(others))
