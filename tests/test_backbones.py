@@ -91,6 +91,13 @@ def test_nothing_is_downloaded_and_errors_help(tmp_path, monkeypatch):
         load_backbone()
 
 
+def test_inception_from_a_file_of_something_else_is_refused(tmp_path):
+    """timm reads Inception v3 leniently: a file without its weights would leave them at random."""
+    save_file({"unrelated": torch.zeros(3)}, tmp_path / "junk.safetensors")
+    with pytest.raises(FsadError, match="not those of inception_v3: .* missing"):
+        load_backbone("inception_v3", tmp_path / "junk.safetensors", 299, stages=(0,))
+
+
 def test_a_package_of_another_model_is_refused(lite0):
     state = backbones._read(backbones._lite0_file())
     shorter = dict(list(state.items())[:-1])

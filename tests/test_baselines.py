@@ -138,6 +138,22 @@ def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch(tmp_path):
     survives_the_disk(detector, again, tmp_path / "flows.safetensors")
 
 
+def test_cflows_map_ranks_as_anomalibs_and_goes_on_where_that_one_saturates():
+    from fsad_lib.baselines.cflow import LikelihoodMap
+
+    ours = LikelihoodMap(2)
+    ours.highest, ours.learning = torch.tensor([0.5, -1.0]), False
+    draw = torch.Generator().manual_seed(0)
+    d = [-2 * torch.rand(16, generator=draw) + 0.5, -2 * torch.rand(4, generator=draw) - 1.0]
+    found = ours(d, [4, 2], [4, 2], (8, 8))
+    enlarged = [torch.nn.functional.interpolate((x - t).exp().view(1, 1, n, n), (8, 8), mode="bilinear", align_corners=True) for x, t, n in zip(d, ours.highest, (4, 2))]
+    theirs = 2 - sum(enlarged)[:, 0]  # Gudovskiy et al.'s map, as anomalib writes it
+    assert torch.equal(found.flatten().argsort(), theirs.flatten().argsort())
+    assert torch.allclose(found, -(2 - theirs).double().log(), atol=1e-5)
+    far = [ours([torch.full((16,), -g), torch.full((4,), -g)], [4, 2], [4, 2], (8, 8)).max() for g in (20.0, 40.0, 400.0)]
+    assert far[0] < far[1] < far[2] < torch.inf
+
+
 # ---------------------------------------------------------------- Reverse Distillation
 def test_reverse_distillation_learns(tmp_path):
     detector = baselines.make("reverse_distillation", backbone=backbone(), batch_size=2)

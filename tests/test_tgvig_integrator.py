@@ -95,6 +95,21 @@ def test_several_originals():
     assert found.losses[0]["mse"] == pytest.approx((one.losses[0]["mse"] + two.losses[0]["mse"]) / 2, rel=0.3)
 
 
+def test_the_discriminator_takes_one_step_an_iteration_whatever_the_number_of_originals(tmp_path):
+    integrate(tiny_vqgan(), images(3), settings=replace(SMALL, iterations=2), folder=tmp_path)
+    steps = torch.load(tmp_path / integrator.CHECKPOINT, weights_only=True)["optimizers"]["discriminator"]["state"]
+    assert {int(state["step"]) for state in steps.values()} == {2}
+
+
+def test_a_kept_state_is_read_to_the_cpu(tmp_path, clip, monkeypatch):
+    """Scores of earlier iterations meet those of later ones on the CPU, wherever the models are."""
+    s, real, places = replace(SMALL, iterations=1), torch.load, []
+    integrate(tiny_vqgan(), images(), clip, PROMPT, s, tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *a, **k: places.append(k["map_location"]) or real(*a, **k))
+    found = integrate(tiny_vqgan(), images(), clip, PROMPT, replace(s, iterations=2), tmp_path)
+    assert places == ["cpu"] and found.z_v.shape[0] == 2
+
+
 def test_an_interrupted_integration_goes_on_to_the_same_images(tmp_path, clip):
     whole = integrate(tiny_vqgan(), images(), clip, PROMPT, SMALL)
 

@@ -208,7 +208,22 @@ def test_efficientad_from_a_teacher_and_a_folder_of_other_things(project, tmp_pa
     fits = stages.augment(run).fits
     assert fits.baseline.tolist() == ["efficientad"] and np.isfinite(fits.last_loss).all()
     assert not any(name.startswith("teacher.") for name in load_file(run.product_path("efficientad-shots.safetensors")))
-    assert stages._penalty(run).shape == (1, 3, 256, 256)
+    x = stages._penalty(run)
+    assert x.shape == (1, 3, 256, 256) and 0 <= float(x.min()) and float(x.max()) <= 1
+
+
+def test_photographs_of_other_things_are_drawn_from_all_of_a_folder(project, tmp_path):
+    for name, level in (("a", 10), ("b", 120), ("c", 250)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGB", (40, 30), (level, 0, 0)).save(tmp_path / name / f"{i:02d}.png")
+    run = open_run(project, "32_augment", more=f",efficientad_penalty.checkpoint={tmp_path},baselines.efficientad_penalty=12")
+    x = stages._penalty(run)
+    colour = x.amax((1, 2, 3)).round(decimals=2)
+    assert len(x) == 12 and len(colour[x[:, 1].amax((1, 2)) == 0].unique()) == 3, "all folders are drawn from, not the first alone"
+    assert torch.equal(x, stages._penalty(run))
+    grey = (x[:, 0] == x[:, 1]).flatten(1).all(1)
+    assert 0 < int(grey.sum()) < 12
 
 
 # ---------------------------------------------------------------- stage 42
