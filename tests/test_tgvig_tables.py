@@ -148,8 +148,11 @@ def test_claims_are_judged_by_what_was_run(tmp_path):
     fake(tmp_path, "minifab", tag=overrides_tag(t.ABLATIONS["variance", "without variance"]), gain=0.12, arms={"shots": 0.6, "generated": 0.7})
     found = t.claims(tmp_path).set_index("id")
     assert found.Holds["general"] == "yes in what was run" and "PatchCore, 1 shots, over augmented: +1.0" in found.Ours["general"]
-    assert found.Holds["peak"] == "no" and found.Ours["peak"] == "an inner peak in 1 of 2 runs"
-    assert found.Holds["variance"] == "no, no interval" and found.Holds["prompt"] == "yes" and found.Holds["fewer_more"] == "not run"
+    assert found.Holds["peak"] == "not told from chance" and found.Ours["peak"] == "an inner peak in 1 of 2 runs; random order: 33%"
+    assert found.Holds["variance"] == "not run", "the largest effect: of which?"
+    fake(tmp_path, "minifab", tag=overrides_tag(t.ABLATIONS["text", "without text"]), arms={"shots": 0.6, "generated": 0.7, "without_text": 0.68})
+    both = t.claims(tmp_path).set_index("id")
+    assert both.Holds["variance"] == "no, no interval" and both.Holds["text"] == "yes, no interval" and found.Holds["prompt"] == "yes" and found.Holds["fewer_more"] == "not run"
     row = {"generator": "tgvig", "n": 9, "inception": 2.0, "inception_label": "", "ssim": 0.5, "psnr": 20.0, "lpips": 0.1}
     same = [row | {"prompt": p} for p in ("best", "worst", "word", "naive")]
     for path in (tmp_path / "data/runs/mini/minifab").glob("*/22_synthesize_tgvig/*/metrics.json"):
@@ -268,3 +271,10 @@ def test_figures_draw_what_is_there(tmp_path):
     assert len(figures.map_rows(x[:2], {"shots": torch.rand(2, 4, 4)}, torch.ones(2, 8, 8, dtype=torch.bool), ["a", "b"]).axes) == 6
     assert len(figures.similarity_curves({"gear": pd.DataFrame({"iteration": [1, 2], "best": [0.1, 0.3]})}).axes) == 1
     assert len(figures.variance_map(x[0], torch.rand(4, 2, 2), torch.rand(4, 2, 2), x).axes) == 6
+
+
+def test_a_peak_counts_only_where_chance_would_not_give_it(tmp_path):
+    for category in ("gear", "washer", "bracket", "wood"):
+        synthesized(tmp_path, category, similarity=(0.1, 0.3, 0.2))
+    found = t.claims(tmp_path).set_index("id")
+    assert found.Holds["peak"] == "yes", "4 of 4, where random order gives one in three"

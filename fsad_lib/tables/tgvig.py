@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from fsad_lib.runs import overrides_tag, project_root, read_json
 from fsad_lib.tables._paper import own_choices
@@ -308,8 +309,8 @@ def _show_quality(table: pd.DataFrame) -> pd.DataFrame:
     label = next((text for text in table.network if text), "")
     for metric, name in names.items():
         head = f"IS ({label.partition('(')[2].rstrip(')')})" if metric == "inception_score" and "proxy" in label else name
-        if table[f"{metric}_reported"].notna().any():
-            out[f"{head}: Reported"] = table[f"{metric}_reported"].map(lambda v: NONE if pd.isna(v) else f"{v:.2f}")
+        if table[f"{metric}_reported"].notna().any():  # the paper's is a plain Inception Score
+            out[f"{name}: Reported"] = table[f"{metric}_reported"].map(lambda v: NONE if pd.isna(v) else f"{v:.2f}")
         out[f"{head}: Ours"] = [NOT_RUN if not n else "∞" if pd.isna(v) else f"{v:.2f}" for v, n in zip(table[f"{metric}_ours"], table.runs, strict=True)]
     return out
 
@@ -340,7 +341,8 @@ def table3(root: str | Path | None = None, profile: str = "mini", setting: str =
         {"data_set": "class not stated", "profile": "paper", "shots": "not stated", "component": component, "variant": arm, "reported": row["mean"],
          "reported_gain": row["gain"], "state": NOT_RUN} for (component, arm), row in said.iterrows()
     ]  # fmt: skip
-    return pd.DataFrame.from_records(paper + records)
+    counts = ["n_seeds", "categories", "expected"]  # whole numbers, also beside the paper's rows, which have none
+    return pd.DataFrame.from_records(paper + records).pipe(lambda t: t.astype(dict.fromkeys([c for c in counts if c in t], "Int64")))
 
 
 def _show_table3(table: pd.DataFrame) -> pd.DataFrame:
@@ -455,11 +457,12 @@ def _judge_logical(root, profile, rows, dataset, setting) -> tuple[str, str]:
 
 def _judge_quality(root, profile, rows, dataset, setting) -> tuple[str, str]:
     table = table1(root, profile).set_index("method").image_auroc_ours
-    have = table.dropna()
-    if "Original image alone" not in have or len(have) < 3:
+    original, others = table.get("Original image alone", np.nan), [TABLE1[key][0] for key in TABLE1 if key not in ("original", "tgvig", "duplicated", "augmented")]
+    have = table[table.index.isin(others)].dropna()
+    if pd.isna(original) or have.empty:
         return NOT_RUN, NOT_RUN
-    below = [name for name, v in have.items() if v < have["Original image alone"]]
-    return f"below the original alone: {', '.join(below) or 'none'}", "yes" if below else "no"
+    below = have.index[have < original].tolist()
+    return f"other generators below the original alone: {', '.join(below) or 'none'} (of {len(have)}); nothing here measures looks", "yes, no interval" if below else "no, no interval"
 
 
 def _judge_prompt(root, profile, rows, dataset, setting) -> tuple[str, str]:
@@ -481,8 +484,10 @@ def _judge_peak(root, profile, rows, dataset, setting) -> tuple[str, str]:
     runs = runs[(runs.dataset == dataset) & (runs.shots == 1) & (runs.tag == "")]
     if runs.empty:
         return NOT_RUN, NOT_RUN
-    inside = sum(0 < int(np.argmax(s)) < len(s) - 1 for s in runs.similarity)
-    return f"an inner peak in {inside} of {len(runs)} runs", "yes" if inside > len(runs) / 2 else "no"
+    inside = [0 < int(np.argmax(s)) < len(s) - 1 for s in runs.similarity]
+    chance = float(np.mean([max(0, len(s) - 2) / len(s) for s in runs.similarity]))  # of numbers in random order
+    says = binomtest(sum(inside), len(inside), chance, alternative="greater").pvalue < 0.05
+    return f"an inner peak in {sum(inside)} of {len(inside)} runs; random order: {chance:.0%}", "yes" if says else "not told from chance"
 
 
 def _judge_one(root, profile, rows, dataset, setting) -> tuple[str, str]:
@@ -508,6 +513,11 @@ def _component(name: str):
         if name == "copies":
             few, many = part.gain.iloc[0], part.gain.iloc[-1]
             return text, "yes, no interval" if many - few < 1.1 else "no, no interval"  # the paper calls its own 1.1 points saturated
+        if name == "variance":  # "the largest single effect": what is lost without it, beside what is lost without text
+            others = [whole - g for (component, _), g in table.gain.items() if component == "text"]
+            if not others:
+                return text + "; text was not run", NOT_RUN
+            return text + f"; without text {whole - max(others):+.1f}", "yes, no interval" if (whole - part.gain > max(0.0, *others)).all() else "no, no interval"
         return text, "yes, no interval" if (part.gain < whole).all() else "no, no interval"
 
     return judge
@@ -572,7 +582,8 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     mini = "Profile mini: miniature models. Its numbers cannot be compared with a paper's."
     percent = f'Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. "{NOT_RUN}": no complete run.'
     gain = (
-        "Gain: shots + generated minus this arm, in percent points, with the 95 % interval over categories (seeds averaged first); "
+        "Gain: shots + generated minus this arm, in percent points, with the 95 % interval over categories (seeds averaged first; over the test "
+        "images where there is one category, which says nothing of other seeds); "
         "relative: in percent of this arm."
     )
     sources = (
