@@ -166,6 +166,8 @@ def test_file_with_architecture_and_quickgelu(tmp_path, monkeypatch):
     with pytest.raises(FsadError, match="Tiny-16-quickgelu"):
         load_clip(file, "Tiny-16")
     load_clip(file, "Tiny-16-quickgelu")
+    with pytest.raises(FsadError, match="quick_gelu"):
+        load_clip(export(tmp_path / "vit-openai", build_model()))
 
 
 def test_architectures_of_the_papers_exist_in_open_clip():

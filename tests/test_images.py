@@ -167,6 +167,14 @@ def test_masks_of_all_kinds(tmp_path):
     assert not datasets.read_mask(None, 7).any()
 
 
+def test_a_thin_defect_survives_the_shrinking(tmp_path):
+    thin = np.zeros((100, 50), np.uint8)
+    thin[11:89, 21] = 255  # one pixel wide, between the pixels that nearest neighbour looks at
+    Image.fromarray(thin).save(tmp_path / "thin.png")
+    mask = datasets.read_mask(tmp_path / "thin.png", 10)
+    assert mask.nonzero().tolist() == [[row, 4] for row in range(1, 9)]
+
+
 def test_mask_of_another_size_names_both_files(tmp_path):
     Image.new("L", (30, 20)).save(tmp_path / "image.png")
     Image.new("L", (20, 30), 255).save(tmp_path / "mask.png")

@@ -190,6 +190,9 @@ def mask_array(path: str | Path) -> np.ndarray:
 def read_mask(path: str | Path | None, size: int, image: str | Path | None = None) -> Tensor:
     """A defect mask as a bool tensor (size, size), nearest neighbour; no file (None) means nothing is defective.
 
+    Nearest neighbour is what published pixel metrics use; a defect so thin that none of its pixels would be met is drawn
+    as every pixel that it touches, so that no defective image ends up without a defect.
+
     Args:
         path: the mask file, or None.
         size: side of the square.
@@ -212,8 +215,11 @@ def read_mask(path: str | Path | None, size: int, image: str | Path | None = Non
                 f"mask {path} is {m.shape[1]}x{m.shape[0]} (width x height), its image {image} {width}x{height}; "
                 "expected the same size. Draw the mask on the image's own pixels."
             )
-    resized = Image.fromarray(m.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(resized) > 0)
+    resized = np.array(Image.fromarray(m.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0
+    if m.any() and not resized.any():
+        rows, columns = np.nonzero(m)
+        resized[rows * size // m.shape[0], columns * size // m.shape[1]] = True
+    return torch.from_numpy(resized)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

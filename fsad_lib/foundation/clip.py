@@ -321,6 +321,11 @@ def load_clip(
     if path.is_dir():
         config = _read_config(path / "open_clip_config.json")
         model_config, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
+        if "openai" in path.name.lower() and not model_config.get("quick_gelu"):
+            raise FsadError(
+                f"{path} holds OpenAI's weights, which were trained with QuickGELU, but its open_clip_config.json does not say so; "
+                'set "quick_gelu": true in its model_cfg.'
+            )
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if weights is None:
             raise FsadError(f"no CLIP weights in {path}: expected {' or '.join(WEIGHTS)}. Put the file there.")

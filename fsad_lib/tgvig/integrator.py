@@ -42,7 +42,8 @@ class Settings:
     """Hyper-parameters of one integration; the paper gives `images` (20) and Adam, nothing else.
 
     Attributes:
-        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, for generator and discriminator; much more throws
+        iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, with its default betas for the generator (the paper says
+            Adam and nothing else) and taming-transformers' 0.5 and 0.9 for the discriminator; much more throws
             the colours off in the first steps, which Adam makes as long as it may.
         variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
         weights: of the VQGAN loss's parts. seed: of everything random.
