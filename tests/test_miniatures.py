@@ -19,6 +19,7 @@ from fsad_lib.foundation.backbones import load_backbone
 from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import load_diffusion
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
+from fsad_lib.profiles import load_profile
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -369,6 +370,8 @@ def test_state_table_equals_the_number_that_training_logged(tmp_path, monkeypatc
 class Copier:
     """A diffusion model whose autoencoder keeps the share `keep` of an image; an edit darkens by its strength."""
 
+    device = "cpu"
+
     def __init__(self, keep=1.0):
         self.keep = keep
 
@@ -399,6 +402,41 @@ def test_edits_report_each_strength(scenes):
     assert table["changed"].tolist() == pytest.approx([0, *(s * float(scenes.good.mean()) for s in (0.25, 0.5))], rel=1e-4)
     with pytest.raises(FsadError, match="2 images, 1 nouns"):
         inspect.edits(clip, Copier(), scenes.good, ["gear"], ["x"] * 2, [0.5], **settings)
+
+
+class Large(Copier):
+    """The same as a model of 256 pixels would do it."""
+
+    def posterior(self, x):
+        return super().posterior(inspect._sized(x, 256))
+
+    def sdedit(self, x, prompts, **settings):
+        return super().sdedit(inspect._sized(x, 256), prompts, **settings)
+
+
+def test_larger_models_are_asked_about_the_same_scenes(scenes):
+    trip = inspect.round_trip(Large(), scenes)
+    assert trip.decoded_good.shape == scenes.good.shape and trip.psnr > 25
+    made, _ = inspect.edits(
+        CLIP(tiny_model()), Large(), scenes.good, ["gear", "wood"], ["x"] * 2, [0.5], guidance_scale=1.0, num_inference_steps=2
+    )
+    assert (made[0.5] - scenes.good / 2).abs().mean() < 0.02
+
+
+def test_the_students_took_over_more_than_untrained_networks_have():
+    scenes = inspect.pairs(1, nouns=["gear", "wood", "board", "nut"])  # of few scenes even random networks' maps are alike
+    table, apart = inspect.students(load_profile("mini"), scenes)
+    assert table["network"].tolist() == ["resnet18"] * 3 + ["patch network"]
+    assert (table["alike"] > table["untrained"] + 0.1).all() and (table["alike"] < 1).all()
+    for name, maps in apart.items():
+        inside = [d[m].mean() / d[~m].mean() for d, m in zip(inspect.at_side(maps, 128), scenes.mask, strict=True)]
+        assert min(inside) > 3, name
+
+
+def test_what_a_profile_lacks_is_said():
+    assert inspect.missing(load_profile("mini"), "vqgan") == ""
+    said = inspect.missing(load_profile("mini", {"vqgan.checkpoint": "nowhere"}), "vqgan")
+    assert said.startswith("Passed over") and "nowhere" in said
 
 
 def test_logs_are_read_once_a_step_and_hours_estimated(tmp_path):

@@ -19,12 +19,30 @@ from torch import Tensor
 from ...errors import FsadError
 
 __all__ = [
-    "Pairs", "edits", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
+    "Pairs", "cka", "edits", "missing", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
     "training_curves", "training_table",
 ]  # fmt: skip
 
 SAMPLES_PER_STEP = {"clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32, "vqgan": 16, "resnet18": 8, "pdn": 8}  # the scripts' defaults; a log's column "batch" says otherwise
 RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s", "vqgan": "images_per_s", "resnet18": "images_per_s", "pdn": "images_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
+
+
+def missing(profile, *sections: str) -> str:
+    """What a profile lacks of the checkpoints of `sections`, as a sentence to print; "" where nothing is missing."""
+    from ...profiles import missing_checkpoints
+
+    try:
+        missing_checkpoints(profile, sections)
+    except FsadError as error:
+        return f"Passed over: {error}"
+    return ""
+
+
+def _sized(x: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) at another side: a model of 512 or 768 pixels is asked about scenes of 128."""
+    import torch.nn.functional as F
+
+    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 class Pairs(NamedTuple):
@@ -61,7 +79,7 @@ def pairs(per_noun: int = 2, split: str = "development", seed: int = 0, nouns: S
 
 @torch.no_grad()
 def p_damaged(clip, x: Tensor, words: str | Sequence[str]) -> Tensor:
-    """P("a photo of a damaged <word>") against "flawless", at the model's own temperature: (B,) in [0, 1].
+    """P("a photo of a damaged <word>") against "flawless", at the model's own temperature: (B,) in [0, 1], on the CPU.
 
     `words`: one for all images, or one an image.
     """
@@ -69,7 +87,7 @@ def p_damaged(clip, x: Tensor, words: str | Sequence[str]) -> Tensor:
     unique = sorted(set(words))
     prompts = [f"a photo of a {state} {word}" for word in unique for state in ("flawless", "damaged")]
     g = clip.encode_text(prompts).view(len(unique), 2, -1)[[unique.index(word) for word in words]]
-    return (clip.logit_scale * torch.einsum("bd,bsd->bs", clip.encode_image(x), g)).softmax(-1)[:, 1]
+    return (clip.logit_scale * torch.einsum("bd,bsd->bs", clip.encode_image(x), g)).softmax(-1)[:, 1].cpu()
 
 
 @torch.no_grad()
@@ -138,7 +156,10 @@ def round_trip(model, scenes: Pairs) -> RoundTrip:
 
     kept_i = <D(bad_i) - D(good_i), bad_i - good_i> / |bad_i - good_i|², over the pixels of the mask; together: both sums over all i.
     """
-    back = model.reconstruct if hasattr(model, "reconstruct") else lambda x: model.decode(model.posterior(x)[0])
+    def back(x: Tensor) -> Tensor:
+        y = model.reconstruct(x.to(model.device)) if hasattr(model, "reconstruct") else model.decode(model.posterior(x)[0])
+        return _sized(y.cpu(), x.shape[-1])
+
     good, bad = back(scenes.good), back(scenes.bad)
     mse = torch.cat([(good - scenes.good) ** 2, (bad - scenes.bad) ** 2]).mean()
     before, after = ((b - a) * scenes.mask[:, None] for a, b in ((scenes.good, scenes.bad), (good, bad)))
@@ -162,7 +183,10 @@ def edits(
     if not len(x) == len(nouns) == len(prompts):
         raise FsadError(f"found {len(x)} images, {len(nouns)} nouns and {len(prompts)} prompts; expected one of each for every image.")
     made = {
-        s: diffusion.sdedit(x, prompts, strength=s, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed)
+        s: _sized(
+            diffusion.sdedit(x, prompts, strength=s, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed).cpu(),
+            x.shape[-1],
+        )
         for s in strengths
     }
     g = clip.encode_text([f"a photo of a {noun}" for noun in NOUNS])
@@ -196,10 +220,13 @@ def repaint(
     for i, defect in enumerate(scenes.mask):
         rows, columns = (defect.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
         m[i, :, max(0, rows[0] - margin) : rows[1] + margin + 1, max(0, columns[0] - margin) : columns[1] + margin + 1] = True
-    side = model.image_size // model.factor
+    size, side = model.image_size, model.image_size // model.factor
+    x, hole = _sized(scenes.bad, size), torch.nn.functional.interpolate(m.float(), (size, size))
     noise = torch.randn(len(m), model.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
     made = {
-        f"strength {s:g}": model.inpaint(scenes.bad, m, list(prompts), strength=s, noise=noise, num_inference_steps=num_inference_steps).cpu()
+        f"strength {s:g}": _sized(
+            model.inpaint(x, hole, list(prompts), strength=s, noise=noise, num_inference_steps=num_inference_steps).cpu(), m.shape[-1]
+        )
         for s in strengths
     }
     filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), hole[0].numpy(), channel_axis=-1) for x, hole in zip(scenes.bad, m, strict=True)]
@@ -232,12 +259,15 @@ def students(profile, scenes: Pairs) -> tuple[pd.DataFrame, dict[str, Tensor]]:
         a table: network, map, alike (:func:`cka` with the teacher's map over the flawless photographs), untrained (the same network with random
         weights, as a control); and name -> (N, h, w): how far a scene's two photographs lie apart at each place, 1 - cosine.
     """
-    import timm
-    import torch.nn.functional as F
+    import warnings
 
-    from ...baselines.efficientad import load_teacher
+    import timm
+
+    with warnings.catch_warnings():  # anomalib's own modules import each other's deprecated names
+        warnings.simplefilter("ignore", FutureWarning)
+        from ...baselines.efficientad import load_teacher
+        from .train_students import MARGIN, SIDE, STRIDES, PdnStudent, load_network_teacher
     from ..backbones import Backbone, load_trunk
-    from .train_students import MARGIN, SIDE, STRIDES, PdnStudent, load_network_teacher
 
     torch.manual_seed(0)
     q, teacher = profile.distillation_backbone, load_network_teacher(STRIDES["resnet18"])
@@ -248,13 +278,18 @@ def students(profile, scenes: Pairs) -> tuple[pd.DataFrame, dict[str, Tensor]]:
 
     joined = [(m - m.mean((0, 2, 3), keepdim=True)) / m.std((0, 2, 3), keepdim=True).clamp_min(1e-6) for m in said[0][1:]]
     random = PdnStudent([m.shape[1] for m in joined])
-    large = [F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1) for x in (scenes.good, scenes.bad)]
+    large = [_sized(x, SIDE) for x in (scenes.good, scenes.bad)]
     patch = [load_teacher(profile.path("efficientad_teacher"))(x) for x in large]
     target = _vectors(random.target(joined)[..., MARGIN:-MARGIN, MARGIN:-MARGIN])
     rows.append(("patch network", "strides 8 and 16", *(cka(_vectors(m), target) for m in (patch[0], random.network(large[0])))))
 
     apart = {"EfficientNet-Lite0": (said[0][1], said[1][1]), q.name: (ours[0][1], ours[1][1]), "patch network": patch}
-    return pd.DataFrame(rows, columns=["network", "map", "alike", "untrained"]), {k: 1 - F.cosine_similarity(a, b) for k, (a, b) in apart.items()}
+    return pd.DataFrame(rows, columns=["network", "map", "alike", "untrained"]), {k: 1 - torch.cosine_similarity(a, b) for k, (a, b) in apart.items()}
+
+
+def at_side(maps: Tensor, side: int) -> Tensor:
+    """Maps (N, h, w) -> (N, side, side), bilinear."""
+    return torch.nn.functional.interpolate(maps[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _vectors(maps: Tensor) -> Tensor:
