@@ -44,7 +44,7 @@ def test_training_resumes_and_the_export_is_read_where_it_is_used(network, run, 
     assert json.loads((tmp_path / "a/log.jsonl").read_text().splitlines()[-1])["loss"] > 0
     run(network, tmp_path / "a", "--export")
     file = tmp_path / "mini" / t.FILES[network]
-    assert file.stat().st_size < 6_000_000
+    assert file.stat().st_size < 3_000_000
     if network == "resnet18":
         trunk = load_trunk("resnet18", file, 64)
         student = t.ResNetStudent(whole["channels"]).eval()
@@ -53,7 +53,7 @@ def test_training_resumes_and_the_export_is_read_where_it_is_used(network, run, 
         with torch.no_grad():
             expected = student.trunk((x - student.mean) / student.std)
         for ours, theirs in zip(trunk.features(x), expected[1:], strict=True):  # stride 8 and 16
-            assert torch.allclose(ours, theirs, atol=2e-2, rtol=2e-2)  # float16
+            assert (ours - theirs).norm() < 0.2 * (theirs - theirs.mean((0, 2, 3), keepdim=True)).norm()  # 8-bit kernels
     else:
         from fsad_lib.baselines.efficientad import load_teacher
 
