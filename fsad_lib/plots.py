@@ -424,8 +424,10 @@ def auroc_against_shots(
 def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Figure:
     """Means with 95 % intervals of every method at one number of shots, a panel per data set.
 
-    ``table``: :func:`fsad_lib.tables.table1` or ``table2``, restricted to one number of shots. The dashed line is the
-    patch memory alone: a method whose interval does not leave it shows no gain.
+    ``table``: :func:`fsad_lib.tables.table1` or ``table2``, restricted to one number of shots. The dashed line is the mean of the
+    patch memory alone. Each bar is the interval of one method by itself; products differ far more than methods do, and they move
+    all bars together. So bars that overlap do not decide a comparison: that takes the interval of the paired difference
+    (:func:`fsad_lib.tables.difference`, shown in :func:`fsad_lib.tables.claims`).
     """
     if table.shots.nunique() != 1:
         raise FsadError(f"Found {table.shots.nunique()} numbers of shots; expected one: restrict the table first.")
@@ -463,7 +465,10 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
         ax.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(order)), [_math(labels[k]) + ("  (control)" if roles[k] == "control" else "") for k in order])
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
-    figure.supxlabel("bar: 95 % interval     dashed: memory only     dotted: chance", fontsize=7.5, color="#555555")
+    figure.supxlabel(
+        "bar: 95 % interval of each method by itself (bars that overlap decide no comparison)     dashed: memory only     dotted: chance",
+        fontsize=7.5, color="#555555",
+    )  # fmt: skip
     return figure
 
 
@@ -708,27 +713,34 @@ def _png(figure: Figure) -> bytes:
 
 
 def compact(figure: Figure, dpi: int = 80):
-    """A figure of photographs for a notebook: a PNG of 256 colours, about a third of the bytes. The last line of a cell shows it.
+    """A figure of photographs for a notebook, in few bytes: JPEG, or a PNG of 256 colours where that is smaller. The last line of a cell shows it.
 
-    >>> compact(image_grid(np.random.default_rng(0).random((2, 3, 32, 32)))).format
-    'png'
+    >>> compact(image_grid(np.random.default_rng(0).random((2, 3, 32, 32)))).format in ("jpeg", "png")
+    True
     """
-    from IPython.display import Image as Shown
     from PIL import Image
 
-    full, small = io.BytesIO(), io.BytesIO()
+    full = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(full, format="png", dpi=dpi)
-    Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True)
-    return Shown(data=small.getvalue(), format="png")
+    return _small(Image.open(full))
 
 
 def show_file(path: str | Path, width: int = 800):
-    """A picture that lies on disk, for a notebook: at most ``width`` pixels wide, 256 colours."""
-    from IPython.display import Image as Shown
+    """A picture that lies on disk, for a notebook: at most ``width`` pixels wide, in few bytes as :func:`compact` makes them."""
     from PIL import Image
 
-    picture, small = Image.open(path).convert("RGB"), io.BytesIO()
+    picture = Image.open(path).convert("RGB")
     picture.thumbnail((width, 10 * width))
-    picture.quantize(256).save(small, format="png", optimize=True)
-    return Shown(data=small.getvalue(), format="png")
+    return _small(picture)
+
+
+def _small(picture):
+    from IPython.display import Image as Shown
+
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    picture = picture.convert("RGB")
+    picture.save(jpeg, format="jpeg", quality=85, optimize=True)
+    picture.quantize(256).save(png, format="png", optimize=True)
+    data, name = min((jpeg.getvalue(), "jpeg"), (png.getvalue(), "png"), key=lambda p: len(p[0]))
+    return Shown(data=data, format=name)
