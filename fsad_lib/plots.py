@@ -283,8 +283,8 @@ def tau_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     texts = (
-        ("p_normal", "P_CLIP(flawless | image)", "small tau: every answer is 0 or 1"),
-        ("gradient", "|dP / d similarity|", "saturated answers carry no gradient"),
+        ("p_normal", "P_CLIP(flawless | image)", "the smaller tau, the surer every answer"),
+        ("gradient", "|dP / d similarity|", "small tau: steep near P = 0.5, flat far from it"),
     )
     for ax, (column, label, caption) in zip(axes, texts, strict=True):
         if "image" in table:

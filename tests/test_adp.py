@@ -281,6 +281,24 @@ def test_a_checkpoint_of_other_settings_or_images_is_not_continued(clip, sd, tmp
         learn_concept(clip, sd, images(2), "object", alpha=1.0, checkpoint=path, **SETTINGS)
 
 
+def test_a_checkpoint_of_other_weights_is_not_continued(clip, sd, tmp_path):
+    for i, module in enumerate((clip.model, sd.unet, sd.vae, sd.text_encoder)):
+        path, weight = tmp_path / f"{i}.safetensors", next(module.parameters())
+        before = weight.detach().clone()
+        learn_concept(clip, sd, images(2), "object", alpha=1.0, checkpoint=path, **SETTINGS)
+        try:
+            with torch.no_grad():
+                weight.mul_(1.01)
+            steps = []
+            learn_concept(
+                clip, sd, images(2), "object", alpha=1.0, checkpoint=path, progress=lambda s, *_: steps.append(s), **SETTINGS
+            )
+            assert len(steps) == SETTINGS["steps"], "started anew"
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+
+
 def test_draws_are_balanced_bounded_and_fresh():
     mean, std = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 4, 2, 2) * 100, torch.full((3, 4, 2, 2), 0.01)
     z, t, eps, chosen = learn._draw(mean, std, 1000, T3, 7, False, generator(0, "concept", 0))

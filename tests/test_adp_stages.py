@@ -102,6 +102,14 @@ def test_every_product_is_committed_and_loads_back(project, evaluated, monkeypat
     assert third.rows == evaluated.rows
 
 
+def test_a_product_may_be_called_object(project):
+    """Then the class label and the untrained word are the same word."""
+    shutil.copytree(project / "parts/gear", project / "parts/object", dirs_exist_ok=True)
+    made = stages.synthesize(open_run(project, "20_synthesize", category="object"))
+    assert made.label == "object" and made.weights["label"] == made.weights["object"]
+    assert all(torch.equal(a, b) for a, b in zip(made.prototypes["label"], made.prototypes["object"], strict=True))
+
+
 def test_a_moved_project_keeps_its_runs(project, evaluated, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     shutil.copytree(project, moved)

@@ -86,14 +86,29 @@ def test_change_tells_local_from_global():
 
 def test_gradient_sweep_is_autograds(models):
     clip, diffusion = models
-    x, pushed, c = tiny.images(2), tiny.images(2, seed=8), clip.token_embedding("object")
-    table = probes.gradient_sweep(clip, diffusion, x, pushed, c, taus=(0.02, 0.3), alpha=2.0, templates=TEMPLATES, draws=2)
-    for tau, found in zip(table["tau"], table["clip_gradient"], strict=True):
-        v = c.clone().requires_grad_(True)
+    x, pseudo, c = tiny.images(2), tiny.images(3, seed=8), clip.token_embedding("object")
+
+    def probability(images, v, tau):
         g_n, g_a = (g.mean(0) for g in state_embeddings(clip, "<c>", {"<c>": v}, TEMPLATES))
-        (2.0 * p_clip(clip.encode_image(pushed), g_n, g_a, tau).mean()).backward()
-        assert found == pytest.approx(v.grad.norm().item(), rel=1e-3)
+        return p_clip(clip.encode_image(images), g_n, g_a, tau)
+
+    settings = dict(taus=(0.02, 0.3), alpha=2.0, templates=TEMPLATES, draws=2)
+    gamma = probability(pseudo, c, 0.3).median().item() - 1e-4  # some of them count, some rest
+    table = probes.gradient_sweep(clip, diffusion, x, c, pseudo=pseudo, gamma=gamma, **settings)
+    for row in table.itertuples():
+        for found, term in (
+            (row.clip_gradient, lambda v, tau: probability(x, v, tau).mean()),  # eq. 3: over the shots
+            (row.hinge_gradient, lambda v, tau: (probability(pseudo, v, tau) - gamma).relu().mean()),  # eq. 4
+        ):
+            v = c.clone().requires_grad_(True)
+            (2.0 * term(v, row.tau)).backward()
+            assert found == pytest.approx(v.grad.norm().item(), rel=1e-3)
     assert table["denoising_gradient"].nunique() == 1 and table["denoising_gradient"][0] > 0
+    resting = probes.gradient_sweep(clip, diffusion, x, c, pseudo=pseudo, gamma=1.0, **settings)
+    assert (resting["hinge_gradient"] == 0).all() and resting["clip_gradient"].tolist() == table["clip_gradient"].tolist()
+    assert "hinge_gradient" not in probes.gradient_sweep(clip, diffusion, x, c, **settings)
+    with pytest.raises(FsadError, match="gamma"):
+        probes.gradient_sweep(clip, diffusion, x, c, pseudo=pseudo)
 
 
 def test_ordered_pairs_is_the_auroc():
@@ -124,7 +139,7 @@ def test_every_figure_draws(models):
     )
     g = clip.encode_text(["a flawless gear", "a damaged gear"])
     sweep = tau_sweep(clip.encode_image(pushed), *g)
-    gradients = probes.gradient_sweep(clip, diffusion, x, pushed, c, templates=TEMPLATES, draws=1)
+    gradients = probes.gradient_sweep(clip, diffusion, x, c, pseudo=pushed, gamma=0.0, templates=TEMPLATES, draws=1)
     details = {word: {"p_normal_shots": 0.8, "p_normal_pseudo": 0.3} for word in ("object", "ti", "c_n", "c_a", "label")}
     spoiled = pd.DataFrame({"share": [0, 1, 0, 1], "seed": [0, 0, 1, 1], "weight": [1.5, 1.0, 1.5, 0.9], "apart": [1, 0.5, 1, 0.4]})
     strength = pd.DataFrame({"prompt": ["a", "a"], "strength": [0.2, 0.8], "p_damaged": [0.1, 0.9], "likeness": [1.0, 0.4]})
@@ -133,6 +148,7 @@ def test_every_figure_draws(models):
         figures.word_strips(strips),
         figures.hinge_plot([0.9, 0.2, 0.6], [0.4, 0.1, 0.5], 0.5),
         figures.why_adp(trace, sweep, gradients, gamma=0.5, tau=0.1),
+        figures.why_adp(trace, sweep, gradients.assign(hinge_gradient=0.0), gamma=0.5, tau=0.1),
         figures.weight_bars(details),
         figures.spoil_plot(spoiled, 1.4),
         figures.strength_plot(strength, 0.5),

@@ -59,7 +59,11 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
 def tau_sweep(
     f: Tensor, g_n: Tensor, g_a: Tensor, taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 ) -> pd.DataFrame:
-    """What the temperature does to eq. 1: at CLIP's 0.01 the probability saturates and its gradient vanishes.
+    """What the temperature does to eq. 1: a small tau turns small differences of the similarities into large ones of the probability.
+
+    The slope P (1 - P) / tau is at most 1 / (4 tau), where both similarities are equal. So an image near that boundary pulls
+    *harder* at a small tau, and one far from it (against tau) hardly pulls at all. Which of the two happens depends on the
+    differences that a CLIP gives, not on tau alone.
 
     Args:
         f: (B, D) image embeddings. g_n, g_a: (D,) template means.
@@ -128,7 +132,8 @@ def learn_concept(
         alpha: weight of the CLIP terms, at least 0. tau: temperature of eq. 1; None: 1 / clip.logit_scale.
         pseudo: (L, 3, H, W) pseudo-anomalies; with them ``gamma`` in [0, 1] is the P(normal) below which they no longer count.
         flip: mirror latents left to right at random; off, because many products are not symmetric.
-        checkpoint: a file to resume from and to write every ``checkpoint_every`` steps; one of other settings is started anew.
+        checkpoint: a file to resume from and to write every ``checkpoint_every`` steps; one of other settings, images or model
+            weights is started anew.
         progress: called with (step, steps, trace row) after each step.
 
     Returns:
@@ -162,6 +167,7 @@ def learn_concept(
         templates=list(templates),
         seed=seed,
         flip=flip,
+        models=_sampled_weights(clip.model, diffusion.unet, diffusion.vae, diffusion.text_encoder) if checkpoint else None,
     )
     rows = _resume(checkpoint, key, steps, c, adam)
 
@@ -283,6 +289,20 @@ def _digest(start: Tensor, x: Tensor, pseudo: Tensor | None, **settings: object)
                 str(tuple(tensor.shape)).encode()
                 + tensor.detach().float().cpu().contiguous().numpy().tobytes()
             )
+    return h.hexdigest()
+
+
+def _sampled_weights(*modules: torch.nn.Module) -> str:
+    """SHA-256 over about a hundred evenly spaced values of each weight: milliseconds for billions of numbers.
+
+    Weights of another training differ nearly everywhere, so a sample tells them apart; a hand that changes single numbers of a
+    large weight may stay unseen (:func:`fsad_lib.adp.probes.weights_digest` reads them all).
+    """
+    h = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            some = value.detach().flatten()[:: max(1, value.numel() // 64)].cpu().contiguous()
+            h.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 

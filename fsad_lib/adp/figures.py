@@ -176,29 +176,35 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
 
     Args:
         trace: concept, step, denoising_loss, p_normal, hinge.
-        sweep: :func:`fsad_lib.adp.concepts.tau_sweep` on images that eq. 4 must push down.
-        gradients: :func:`fsad_lib.adp.probes.gradient_sweep`: tau, clip_gradient, denoising_gradient.
+        sweep: :func:`fsad_lib.adp.concepts.tau_sweep` on the shots, which eq. 3 pulls up.
+        gradients: :func:`fsad_lib.adp.probes.gradient_sweep`: tau, denoising_gradient, clip_gradient and maybe hinge_gradient.
         gamma, tau: the values in use.
     """
     figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
     _terms(axes[0], trace, gamma)
     top = axes[1]
     captions = (
-        ("p_normal", "P(flawless | pseudo-anomaly)", "small τ: every answer is 0 or 1"),
-        ("gradient", "|dP / d similarity|", "a saturated answer has no slope"),
+        ("p_normal", "P(flawless | shot)", "the smaller τ, the surer every answer"),
+        ("gradient", "|dP / d similarity|", "small τ: steep near P = 0.5, flat far from it"),
     )
     for ax, (column, title, caption) in zip(top, captions, strict=False):
         for _, one in sweep.groupby("image"):
-            ax.plot(one["tau"], one[column], color=ORANGE, alpha=0.3, linewidth=0.9)
+            ax.plot(one["tau"], one[column], color=NORMAL, alpha=0.3, linewidth=0.9)
         middle = sweep.groupby("tau")[column].median()
-        ax.plot(middle.index, middle, color=ORANGE, marker="o")
+        ax.plot(middle.index, middle, color=NORMAL, marker="o")
         _head(ax, title, caption)
     ax = top[2]
-    ax.plot(gradients["tau"], gradients["clip_gradient"], color=ORANGE, marker="o", label="CLIP term (times α)")
-    ax.plot(gradients["tau"], gradients["denoising_gradient"], color=INK, linestyle="--", label="denoising term")
+    ax.plot(gradients["tau"], gradients["clip_gradient"], color=NORMAL, marker="o", label="eq. 3 on the shots (times α)")
+    ax.plot(gradients["tau"], gradients["denoising_gradient"], color=INK, linestyle="--", label="textual inversion")
+    if "hinge_gradient" in gradients:
+        hinge = gradients["hinge_gradient"]
+        rests = "" if (hinge > 0).any() else ": 0, none above γ"  # a logarithmic axis cannot show 0
+        ax.plot(gradients["tau"], hinge.where(hinge > 0), color=PSEUDO, marker="s", label=f"hinge of eq. 4{rests}")
     ax.set_yscale("log")
     _head(ax, "Pull on the word", "length of each term's gradient with respect to c")
-    ax.legend(loc="best")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
+    ax.legend(loc="upper right", fontsize=7.5)
     top[0].set_ylim(-0.02, 1.02)
     for ax in top:
         ax.set(xscale="log", xlabel="τ")

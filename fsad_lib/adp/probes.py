@@ -107,25 +107,30 @@ def gradient_sweep(
     clip: Any,
     diffusion: Any,
     x: Tensor,
-    pushed: Tensor,
     c: Tensor,
     taus: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
     *,
+    pseudo: Tensor | None = None,
+    gamma: float | None = None,
     alpha: float = 1.0,
     templates: Sequence[str] = TEMPLATES,
     draws: int = 4,
     seed: int | str = 0,
 ) -> pd.DataFrame:
-    """How hard each term of eq. 3 and 4 pulls on the word, for several temperatures.
+    """How hard each term of eq. 3 and, with pseudo-anomalies, of eq. 4 pulls on the word, for several temperatures.
 
     Args:
-        x: (K, 3, H, W) shots, for the denoising term, at ``draws`` fixed timesteps.
-        pushed: (L, 3, H, W) images of the CLIP term, e.g. pseudo-anomalies. c: (token_dim,) the word.
-        alpha: weight of the CLIP term.
+        x: (K, 3, H, W) shots: of the denoising term, at ``draws`` fixed timesteps, and of eq. 3's CLIP term.
+        c: (token_dim,) the word.
+        pseudo: (L, 3, H, W) pseudo-anomalies of eq. 4's hinge. gamma: its threshold; both or neither.
+        alpha: weight of the CLIP terms.
 
     Returns:
-        One row a tau: tau, clip_gradient = |alpha d mean P_CLIP / dc|, denoising_gradient (the same in every row).
+        One row a tau: tau; denoising_gradient (the same in every row); clip_gradient = |alpha d mean_i P(x_i) / dc| over the shots;
+        with pseudo-anomalies hinge_gradient = |alpha d mean_j (P(pseudo_j) - gamma)^+ / dc|, 0 while none of them is above gamma.
     """
+    if (pseudo is None) != (gamma is None):
+        raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 3).")
     c = c.detach().float().to(diffusion.device).requires_grad_(True)
     mean, _ = diffusion.posterior(x)
     z = mean.repeat_interleave(draws, 0)
@@ -137,15 +142,26 @@ def gradient_sweep(
         text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(i), -1, -1)
         pull += torch.autograd.grad(diffusion.denoising_loss(z[i], text, t[i], eps[i]).sum() / len(z), c)[0]
 
-    f = clip.encode_image(pushed).to(c)
     g_n, g_a = (g.mean(0).to(c) for g in state_embeddings(clip, "<c>", {"<c>": c}, templates))
-    margin = torch.cosine_similarity(f, g_n[None]) - torch.cosine_similarity(f, g_a[None])
-    slopes = torch.stack([torch.autograd.grad(m, c, retain_graph=True)[0] for m in margin]).double()
+
+    def margins(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Difference of each image's two similarities, and its gradient with respect to c."""
+        f = clip.encode_image(images).to(c)
+        margin = torch.cosine_similarity(f, g_n[None]) - torch.cosine_similarity(f, g_a[None])
+        slopes = torch.stack([torch.autograd.grad(m, c, retain_graph=True)[0] for m in margin])
+        return margin.detach().double(), slopes.double()
+
+    terms = {"clip_gradient": (*margins(x), 0.0)}
+    if pseudo is not None:
+        terms["hinge_gradient"] = (*margins(pseudo), gamma)
     rows = []
-    for tau in taus:  # dP/dc = P (1 - P) / tau * d margin / dc
-        p = torch.sigmoid(margin.detach().double() / tau)
-        clip_pull = alpha * (p * (1 - p) / tau)[:, None].mul(slopes).mean(0).norm().item()
-        rows.append({"tau": tau, "clip_gradient": clip_pull, "denoising_gradient": pull.norm().item()})
+    for tau in taus:
+        row = {"tau": tau, "denoising_gradient": pull.norm().item()}
+        for name, (margin, slopes, threshold) in terms.items():  # dP/dc = P (1 - P) / tau * d margin / dc; 0 where the hinge rests
+            p = torch.sigmoid(margin / tau)
+            counts = p * (1 - p) / tau * (p > threshold)
+            row[name] = alpha * counts[:, None].mul(slopes).mean(0).norm().item()
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

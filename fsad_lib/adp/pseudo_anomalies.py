@@ -66,7 +66,8 @@ def pseudo_anomalies(
 ) -> Tensor:
     """Damage normal images by SDEdit, then resize and crop them at random.
 
-    Image j edits shot ``j % K`` towards prompt ``(j // K) % len(prompts)``, so that n = K * len(prompts) is every pair once.
+    Image j edits shot ``j % K`` towards prompt ``(j // K) % len(prompts)``, so that n = K * len(prompts) is every pair once. With
+    n of at most K, only the first prompt and the first n shots are used: so it is in ``mini`` (n = 8) with 8 and 16 shots.
 
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.

@@ -234,13 +234,8 @@ def synthesize(run: Run) -> Synthesized:
             before.concepts,
         )
         words = {**WORDS, "label": label}
-        g = dict(
-            zip(
-                words,
-                embed(clip, list(words.values()), before.concepts, templates(adp.templates)).values(),
-                strict=True,
-            )
-        )
+        embedded = embed(clip, list(words.values()), before.concepts, templates(adp.templates))
+        g = {name: embedded[word] for name, word in words.items()}  # two names may share a word: a product called "object"
         f, f_pseudo = clip.encode_image(before.x), clip.encode_image(pseudo.x)
         weights, details = {}, {}
         for word, (g_n, g_a) in g.items():
