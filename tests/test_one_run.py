@@ -54,11 +54,18 @@ def with_scores(predictions, memory, total):
     [
         (lambda y: np.arange(len(y)) % 2, lambda y: y, "The sum is better"),
         (lambda y: y, lambda y: np.arange(len(y)) % 2, "WORSE"),
-        (lambda y: y, lambda y: 2 * y + 1, "equals the sum"),
+        (lambda y: y, lambda y: 2 * y + 1, "not told apart"),
     ],
 )
 def test_memory_verdict_says_what_the_numbers_say(predictions, memory, total, word):
     assert word in one_run.memory_verdict(with_scores(predictions, memory, total))
+
+
+def test_memory_verdict_names_the_part_that_the_sum_follows(predictions):
+    text = part(predictions, "adp", "text").score.to_numpy()
+    follows_text = one_run.memory_verdict(with_scores(predictions, lambda y: np.arange(len(y)) % 7, lambda y: 3 * text))
+    assert "Rank correlation of the sum with its text part 1.00" in follows_text
+    assert "learned words" not in follows_text, "the text score holds untrained words as well"
 
 
 def test_without_labels_nothing_is_claimed(predictions):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from fake_runs import auroc, fake_run
 from fsad_lib import datasets, tables
 from fsad_lib.errors import FsadError
 from fsad_lib.tables import _rows
+from fsad_lib.tables._claims import _against_chance
 
 MVTEC = datasets.categories("mvtec_ad")
 
@@ -206,6 +208,36 @@ def test_claims_follow_the_data(mvtec):
     assert visa.loc[visa.index.str.contains("reproduces"), "Holds?"].item() == "no"  # 84.6 against 87.3 +- 1.8
     assert table.xs("MVTec AD", level="Data set").filter(like="reproduces", axis=0)["Holds?"].item() == "yes"
     assert (visa.drop(visa.index[visa.index.str.contains("reproduces")])["Holds?"] == "not run").all()
+
+
+def test_no_comparison_below_chance_supports_a_claim(tmp_path):
+    """ADP beats WinCLIP+ on ELPV in these runs; with every ranking turned round it is still "better", but worse than a coin."""
+    for seed in range(3):
+        for shots in tables.SHOTS:
+            folder = fake_run(tmp_path, "elpv", "mono", shots, seed, groups=False)
+            data = json.loads((folder / "metrics.json").read_text())
+            for row in data["rows"]:  # ADP first, and by more with more shots
+                row["image_auroc"] = {"adp": 0.8, "adp_l": 0.8, "c_a": 0.7, "ti": 0.55}.get(row["method"], 0.6) + 0.005 * shots * (row["method"] == "adp")
+            (folder / "metrics.json").write_text(json.dumps(data))
+            (folder / "predictions.parquet").unlink()
+    above = tables.claims(tmp_path).set_index(["Claim", "Data set"]).xs("ELPV mono", level="Data set")["Holds?"]
+    for path in (tmp_path / "data/runs/mini").rglob("metrics.json"):
+        data = json.loads(path.read_text())
+        for row in data["rows"]:
+            row["image_auroc"] -= 0.5
+        path.write_text(json.dumps(data))
+    below = tables.claims(tmp_path).set_index(["Claim", "Data set"]).xs("ELPV mono", level="Data set")["Holds?"]
+    supported = above.str.startswith("yes")
+    assert supported.sum() >= 6 and set(below[supported]) == {"no: below chance"}
+    assert (below[~supported] == above[~supported]).all(), "only a yes changes"
+
+
+def test_claims_of_no_loss_are_not_judged_below_chance():
+    claim = SimpleNamespace(kind="no_drop", left="adp", right="adp_l")
+    for mean, expected in ((51.0, "yes"), (50.0, "not judged: below chance"), (35.0, "not judged: below chance")):
+        block = SimpleNamespace(mean=lambda shots, key, mean=mean: {"mean": mean})
+        assert _against_chance(block, claim, [4], "yes") == expected
+        assert _against_chance(block, claim, [4], "no") == "no"
 
 
 def test_no_claim_is_judged_while_categories_are_missing(tmp_path):

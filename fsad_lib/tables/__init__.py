@@ -87,6 +87,10 @@ def write_claims(table: pd.DataFrame, name: str, folder: str | Path) -> list[Pat
     notes = ["Differences in percent points of image AUROC with 95 % intervals. \"Holds?\" is judged by fixed rules:"]
     for rule, group in table.groupby("Holds if", sort=False):
         notes.append(f"{'; '.join(dict.fromkeys(group['Claim']))}: holds if {rule}.")
+    notes.append(
+        '"below chance": the comparison would say yes, but the method that is claimed to be better, or no worse, has a mean image AUROC '
+        "of at most 50 %, so it ranks the images no better than a coin."
+    )
     paper = table[(table["Reported"] != "–") & (table["Note"] != "")]
     notes += [f"{row['Claim']}, {row['Data set']}: {row['Note']}." for _, row in paper.iterrows()]
     if (table["Profile"] == "mini").any():

@@ -28,6 +28,12 @@ RULES = {
     "reproduced": "within one standard deviation of the WinCLIP paper's own mean; needs no run",
     "figure": "judged by eye",
 }
+CHANCE = 50.0  # percent: the image AUROC of a coin
+BELOW_CHANCE = {"no_drop": "not judged: below chance", "not_better": "not judged: below chance"} | dict.fromkeys(
+    ("gain", "widens", "order", "each"), "no: below chance"
+)
+"""What a "yes" becomes where the method that the claim speaks for ranks the images no better than a coin: being less wrong than
+another is no gain, and "no worse than another" says nothing there."""
 
 
 def _gaps(block: Block, left: str, right: str, shots: Iterable[int]) -> dict[int, dict]:
@@ -121,8 +127,17 @@ def _judge(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     cells = [block.mean(k, claim.left.split(";")[-1]) for k in shots]
     covered, expected = min(c["categories"] for c in cells), max(c["expected"] for c in cells)
     if holds != NOT_RUN and covered < expected:
-        holds = f"not judged: {covered} of {expected} categories"
-    return ours, holds
+        return ours, f"not judged: {covered} of {expected} categories"
+    return ours, _against_chance(block, claim, shots, holds)
+
+
+def _against_chance(block: Block, claim, shots: list[int], holds: str) -> str:
+    """The verdict, unless it is a "yes" for a method whose mean image AUROC (of a trend: at the most shots) does not exceed 50 %."""
+    if claim.kind not in BELOW_CHANCE or not holds.startswith("yes"):
+        return holds
+    at = max(shots) if claim.kind == "widens" else shots[0]
+    level = block.mean(at, claim.left.split(";")[-1])["mean"]
+    return holds if level > CHANCE else BELOW_CHANCE[claim.kind]
 
 
 def claims(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
@@ -131,7 +146,8 @@ def claims(root: str | Path | None = None, profile: str = "mini") -> pd.DataFram
     A claim about MVTec AD or VisA is judged on that data set, with runs of the paper profile, or reads "not run". The
     same question asked of our own data sets follows in rows of its own, labelled with data set and profile, with no
     reported value: a miniature neither confirms nor refutes the paper. The column "Controls" gives the claimed method's
-    distance to each control. All differences are in percent points of image AUROC with 95 % intervals.
+    distance to each control. All differences are in percent points of image AUROC with 95 % intervals. A comparison below chance
+    supports no claim and reads so (:data:`BELOW_CHANCE`).
     """
     blocks = blocks_of(root, profile)
     table = reported("adp_claims", root)

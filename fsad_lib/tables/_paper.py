@@ -247,16 +247,17 @@ def summary(root: str | Path | None = None, profile: str = "mini", shots: int | 
 
 
 def memory_sentence(root: str | Path | None = None, profile: str = "mini", shots: int = 4) -> str:
-    """One sentence per data set that was run: what the sum adds to the patch memory alone."""
+    """One sentence per data set that was run: what adding the text score changes against ADP's own patch memory alone."""
     lines = []
     for block in blocks_of(root, profile, paper_units=profile == "paper"):
         gap = block.gap(shots, "adp", "memory")
         if gap is not None:
             alone = block.mean(shots, "memory")["mean"]
-            verb = {"yes": "adds to it", "no": "takes away from it"}.get(verdict(gap), "does not differ from it clearly")
+            text = block.mean(shots, "adp_text")["mean"]
+            says = {"yes": "better than memory alone", "no": "worse than memory alone"}.get(verdict(gap), "not told apart from memory alone")
             lines.append(
-                f"On {block.unit} ({profile} profile, {shots} shots) the patch memory alone reaches {alone:.1f} % image "
-                f"AUROC; the text score {verb} ({interval(gap)} points)."
+                f"On {block.unit} ({profile} profile, {shots} shots): ADP's memory alone {alone:.1f} % image AUROC, its text alone "
+                f"{text:.1f} %; the sum is {says} ({interval(gap)} points)."
             )
     return "\n".join(lines) or f"No ADP run with {shots} shots in the {profile} profile yet."
 

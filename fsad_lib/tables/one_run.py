@@ -103,18 +103,25 @@ def gap(predictions: pd.DataFrame, left: str, right: str, group: str = "all") ->
 
 
 def memory_verdict(predictions: pd.DataFrame) -> str:
-    """Whether ADP's text adds anything to its patch memory alone, in plain words with the numbers of this run."""
+    """Whether ADP's text score adds anything to its patch memory alone, and which of the two the sum follows, in plain words.
+
+    The text score holds the words "flawless" and "damaged" as well as the learned ones: what the learned ones are worth is told by
+    the untrained word "object" in their place (:func:`control_sentences`), not by this comparison.
+    """
     if not has_labels(predictions):
-        return "Good and defective test images are not both labelled: whether memory alone equals the sum cannot be measured here."
+        return "Good and defective test images are not both labelled: whether the sum beats memory alone cannot be measured here."
     found, text = gap(predictions, "adp", "memory"), gap(predictions, "adp_text", "memory")["left"]
     says = {
-        "yes": "The sum is better than memory alone: the learned words add something the good patches do not hold.",
-        "no": "The sum is WORSE than memory alone: on these images the words do harm, and remembering good patches would do.",
-    }.get(verdict(found), "Memory alone equals the sum within the interval: on these images no gain of the learned words is shown.")
+        "yes": "The sum is better than memory alone: the text score adds something the good patches do not hold.",
+        "no": "The sum is WORSE than memory alone: on these images the text score does harm, and remembering good patches would do.",
+    }.get(verdict(found), "The sum and memory alone are not told apart: on these images no gain of the text score is shown.")
+    total = scores_of(predictions, "adp").score
+    follows = {part: total.corr(scores_of(predictions, key).score, method="spearman") for part, key in (("text", "adp_text"), ("memory", "memory"))}
     return (
         f"{says}\n"
         f"Image AUROC: text alone {text:.1f} %, memory alone {found['right']:.1f} %, sum {found['left']:.1f} %; "
-        f"sum - memory {interval(found)} points."
+        f"sum - memory {interval(found)} points.\n"
+        f"Rank correlation of the sum with its text part {follows['text']:.2f}, with its memory part {follows['memory']:.2f}."
     )
 
 
