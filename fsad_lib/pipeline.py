@@ -598,6 +598,7 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
     trained = [tgvig.baseline_overrides(name) for name in tgvig.BASELINES if name != "patchcore"]
     plans = [several((1, 5)), *(several((1, 5), few, overrides=text) for text in trained)]
     plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides(profile)]
+    plans += [several((1,), [p for p in pairs if p[0] != "elpv"], overrides=text) for text in tgvig.MEMORIES[profile].values() if text]
     plans.append(several((1,), few, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
     if not small:
         plans += [several((k,), some, overrides=text) for k, some in all_images(pairs).items() for text in ("", *trained)]

@@ -141,6 +141,22 @@ def test_table3_measures_each_variant_against_its_own_baseline(tmp_path):
         load_profile("mini", overrides), load_profile("paper", overrides)
 
 
+def test_a_memory_that_grows_is_told_from_images_that_help(tmp_path):
+    assert t.show_memories(t.memories(tmp_path)).iloc[0, 0] == "not run"
+    fake(tmp_path, "minifab", arms={"shots": 0.7, "generated": 0.69, "duplicated": 0.7, "augmented": 0.7})
+    assert t.show_memories(t.memories(tmp_path)).iloc[0, 0] == "not run", "one kind of memory compares nothing"
+    share = next(text for text in t.MEMORIES["mini"].values() if text)
+    fake(tmp_path, "minifab", tag=overrides_tag(share), arms={"shots": 0.6, "generated": 0.7, "duplicated": 0.69, "augmented": 0.7})
+    table = t.memories(tmp_path).query("data_set == 'MiniFab'").set_index(["memory", "arm"])
+    size, tenth = t.MEMORIES["mini"]
+    assert table.loc[(size, "shots"), "gain"] == pytest.approx(-1)
+    assert table.loc[(tenth, "shots"), "gain"] == pytest.approx(10) and table.loc[(tenth, "duplicated"), "gain"] == pytest.approx(1)
+    assert len(t.show_memories(t.memories(tmp_path))) == 8
+    for profile, kinds in t.MEMORIES.items():
+        sizes = {label: load_profile(profile, text or None).baselines.coreset_size for label, text in kinds.items()}
+        assert sizes[size] and sizes[tenth] is None and len(kinds) == 2
+
+
 def test_claims_are_judged_by_what_was_run(tmp_path):
     empty = t.claims(tmp_path).set_index("id")
     assert len(empty) == 11 and empty.Holds.eq("not run").all()
@@ -169,7 +185,7 @@ def test_claims_are_judged_by_what_was_run(tmp_path):
 def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     names = {path.relative_to(tmp_path).as_posix() for path in t.write_all()}
-    wanted = ("gains", "table1", "table2", "table3", "table4", "per_class", "per_category", "claims", "own_choices")
+    wanted = ("gains", "table1", "table2", "table3", "memory", "table4", "per_class", "per_category", "claims", "own_choices")
     assert {f"figures/tgvig_{n}.{e}" for n in wanted for e in ("csv", "md", "tex")} <= names
     text = (tmp_path / "figures/tgvig_table1.md").read_text()
     assert "93.3" in text and "not run" in text and "your own image" in text

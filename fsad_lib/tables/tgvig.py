@@ -18,8 +18,9 @@ from fsad_lib.tables._rows import NONE, NOT_RUN, _read_csv, _stale, collect, dif
 from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
-    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "METRICS", "TABLE1_TAG", "ablation_overrides", "baseline_overrides", "claims", "compare",
-    "gains", "one_run", "per_class", "prompts", "quality", "reported", "rows_of", "show_gains", "table1", "table1_overrides", "table3", "write_all",
+    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "MEMORIES", "METRICS", "TABLE1_TAG", "ablation_overrides", "baseline_overrides", "claims", "compare",
+    "gains", "memories", "one_run", "per_class", "prompts", "quality", "reported", "rows_of", "show_gains", "show_memories", "table1", "table1_overrides",
+    "table3", "write_all",
 ]  # fmt: skip
 
 BASELINES = {"patchcore": "PatchCore", "cflow": "CFlow", "efficientad": "EfficientAD", "reverse_distillation": "Reverse Distillation"}
@@ -46,6 +47,11 @@ ABLATIONS: dict[tuple[str, str], str] = {
     ("variance", "unit variance"): f"tgvig.variance=unit,{_TWO}",
 }
 """(component, arm) of Table 3 -> the overrides of its runs."""
+
+_SIZE, _SHARE = "one size in every arm", "a tenth of an arm's patches, as published"
+MEMORIES = {"mini": {_SIZE: "", _SHARE: "baselines.coreset_size=null"}, "paper": {_SHARE: "", _SIZE: "baselines.coreset_size=1000"}}
+"""profile -> how large PatchCore's memory is -> the overrides of the runs. With one shot, a tenth is 78 patches, and eleven times as many
+with ten images added, whatever these show."""
 
 TABLE1 = {
     "original": ("Original image alone", "shots"), "web_image": ("Web image", "web_image"), "midjourney": ("Midjourney", "midjourney"),
@@ -199,6 +205,42 @@ def show_gains(table: pd.DataFrame) -> pd.DataFrame:
                         "relative, %": NONE if none else f"{row.relative:+.1f}"}
             )  # fmt: skip
     return pd.DataFrame(records)
+
+
+def memories(root: str | Path | None = None, profile: str = "mini", setting: str = "1") -> pd.DataFrame:
+    """PatchCore with a memory of one size, and with one that grows with the number of images: is a gain due to the images, or to the memory?
+
+    Columns as :func:`gains`, image AUROC only, and memory: the memory's size in words.
+    """
+    records = []
+    for label, overrides in MEMORIES[profile].items():
+        rows = rows_of(root, profile, overrides or None).query("group == 'all' and method == 'patchcore' and setting == @setting")
+        for _, dataset, unit in [u for u in units(UNITS, rows, profile) if u[0] == profile]:
+            block = rows[rows.unit == unit]
+            for arm in ("shots", "generated", "duplicated", "augmented"):
+                cell = mean_over_categories(block[block.part == arm], expected_categories(dataset), "image_auroc")
+                gap = _gap(block, "generated", arm) if arm in CONTROLS else _gap(block[:0], "", "")
+                records.append(
+                    {"data_set": unit, "profile": profile, "shots": setting, "memory": label, "arm": arm, "ours": cell["mean"], "ours_std": cell["std"],
+                     "n_seeds": cell["n"], "categories": cell["categories"], "expected": cell["expected"], "state": cell["state"],
+                     "gain": gap["mean"], "gain_low": gap["low"], "gain_high": gap["high"]}
+                )  # fmt: skip
+    columns = ["data_set", "profile", "shots", "memory", "arm", "ours", "ours_std", "n_seeds", "categories", "expected", "state", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(records, columns=columns).sort_values("data_set", kind="stable", ignore_index=True)
+
+
+def show_memories(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`memories` for reading, without data sets that were run with one kind of memory only."""
+    run = table[table.state != NOT_RUN].groupby("data_set").memory.nunique()
+    table = table[table.data_set.isin(run.index[run > 1])]
+    if table.empty:
+        return pd.DataFrame({"Data set": [NOT_RUN], "PatchCore's memory": [NOT_RUN]})
+    none = [pd.isna(v) for v in table.gain]
+    gap = [NONE if n else interval({"mean": r.gain, "low": r.gain_low, "high": r.gain_high}) for n, r in zip(none, table.itertuples(), strict=True)]
+    return pd.DataFrame(
+        {"Data set": table.data_set, "Profile": table.profile, "PatchCore's memory": table.memory, "Method": table.arm.map(ARMS),
+         "Ours": [_cell(row) for row in table.itertuples()], "Gain of TGVIG over it, points": gap}
+    )  # fmt: skip
 
 
 def per_class(root: str | Path | None = None, profile: str = "paper", dataset: str = "mvtec_ad") -> pd.DataFrame:
@@ -599,6 +641,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         first = pd.concat([table1(root, "paper"), first], ignore_index=True)
         second = pd.concat([quality(root, "paper"), second], ignore_index=True)
     words = prompts(root, profile) if profile == "paper" else pd.concat([prompts(root, "paper"), prompts(root, profile)], ignore_index=True)
+    kept = memories(root, profile, setting)
     fab = per_class(root, profile, "minifab" if profile == "mini" else "mvtec_ad")
     said_class = per_class(root, "paper")
     written = [write_rows(rows_of(root, profile), "tgvig", profile, root)] if folder == root / "figures" else []
@@ -610,6 +653,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         ("table2", second, _show_quality(second), "TGVIG, Table 2: how good and how different the generated images are",
          ["n: images of a run, the upper bound of an Inception Score (one split). ∞: equal images.", sources, *notes_of["table2"], mini]),
         ("table3", third, _show_table3(third), f"TGVIG, Table 3: its parts, PatchCore, {setting} shot", [percent, gain, sources, *notes_of["table3"], mini]),
+        ("memory", kept, show_memories(kept), f"TGVIG: PatchCore's memory, {setting} shot: added by us", [percent, gain, mini]),
         ("table4", words, None, "TGVIG, Table 4: prompts", [sources, *notes_of["table4"], mini]),
         ("per_class", said_class, _show_per_class(said_class), "TGVIG, MVTec AD: image AUROC of every class", [percent, sources, *notes_of["averages"]]),
         ("per_category", fab, _show_per_class(fab), "TGVIG: image AUROC of every category", [percent, mini]),
