@@ -34,7 +34,7 @@ def judge(overrides: str, shots: int, seed: int, images: int | None) -> pd.DataF
         chosen = sample(test[test.category == name], images)
         label, masks = chosen["label"].to_numpy(), np.asarray(datasets.read_masks(chosen, detector.model.image_size))
         scores = detector(datasets.read_images(chosen["path"].tolist(), detector.model.image_size), name, controls=True)
-        maps = {"S_map": scores.map, "autoencoder": scores.controls["roundtrip"], "against it": scores.controls["against_roundtrip"]}
+        maps = {"S_map": scores.map, "autoencoder": scores.controls["roundtrip"], "guided autoencoder": scores.controls["guided_roundtrip"], "against it": scores.controls["against_roundtrip"]}
         maps |= {f"S^({k})": detector.smooth(s) for k, s in scores.scales.items()}
         if scores.s_pg is not None:
             maps |= {f"alpha {a:g}": detector.smooth(fuse(scores.s_ms, scores.s_pg, a)) for a in stages.ALPHAS}

@@ -179,6 +179,9 @@ def test_controls_of_the_autoencoder(parts):
     decoded = model.decode(model.posterior(x)[0])
     assert torch.allclose(scores.controls["roundtrip"], lpips.distance_map(x, decoded), atol=1e-6)
     # without any denoising the twin IS the round trip, so that nothing is left against it
+    d, m = lpips.distance_map(x, decoded), found.passes(x, "nut")[-1].m
+    expected = (1 - found.settings.alpha) * d + found.settings.alpha * m * d  # every twin the round trip, the mask as it is
+    assert torch.allclose(scores.controls["guided_roundtrip"], expected, atol=1e-6) and 0 < m.float().mean() < 1
     assert float(scores.controls["against_roundtrip"].max()) < 1e-4 < float(scores.map.max())
 
 

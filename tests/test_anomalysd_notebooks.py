@@ -2,7 +2,7 @@
 
 import lessons
 import pytest
-from tiny_project import OVERRIDES, write_project
+from tiny_project import COLOURS, OVERRIDES, write_part, write_project
 
 from fsad_lib import pipeline
 from fsad_lib.anomalysd import stages
@@ -21,3 +21,22 @@ def test_a_notebook_runs_and_records_its_result(project, name):
     _, printed = lessons.execute(name, dataset="folder", data_root=str(project / "parts"), shots=2, overrides=OVERRIDES + MORE.get(name, ""))
     assert "True" in printed or name.startswith("41"), "checks by hand hold"
     assert not name.startswith("41") or list((project / "data/runs").rglob("41_*/*/report/heatmaps/*.png")), "a user's folder gets its report"
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_every_good_image_may_be_a_shot(project, more):
+    """Two good images of each product and two shots; ``more``: a third of the first product, so that only the other has none left."""
+    folder = project / f"few{more}"
+    for i, (name, value) in enumerate(COLOURS.items()):
+        for j in range(2 + (more if i == 0 else 0)):
+            write_part(folder / name / f"train/good/{j}.png", value, False, 10 * i + j)
+    _, printed = lessons.execute(NAMES[0], dataset="folder", data_root=str(folder), shots=2, overrides=OVERRIDES)
+    assert ("no further good image of nut" if more else "no further good image: every one is a shot") in printed
+    assert ("cannot be told from memorized" in printed) == (not more)
+
+
+def test_the_loss_by_hand_is_the_librarys_in_bfloat16(project):
+    _, printed = lessons.execute(
+        NAMES[0], dataset="folder", data_root=str(project / "parts"), shots=2, overrides=OVERRIDES + ",anomalysd.precision=bfloat16"
+    )
+    assert "loss by hand equals the library's: True" in printed

@@ -61,7 +61,7 @@ def test_predictions_and_rows_of_every_category_and_protocol(evaluated):
     p = evaluated.predictions
     assert p.columns.tolist() == ["path", "category", "label", "defect", "seen", "treated_as", "method", "part", "score"]
     alphas = {f"alpha_{a:g}" for a in stages.ALPHAS}
-    expected = {(m, "given") for m in {"anomalysd", "scale_1", "scale_2", "roundtrip", "against_roundtrip"} | alphas}
+    expected = {(m, "given") for m in {"anomalysd", "scale_1", "scale_2", "roundtrip", "guided_roundtrip", "against_roundtrip"} | alphas}
     expected |= {("anomalysd", "unknown")} | {(m, part) for m in ("winclip", "patch_memory") for part in ("given", "unknown", "shared")}
     assert set(zip(p.method, p.part, strict=True)) == expected
     assert (p.groupby(["method", "part"]).size() == 8).all() and np.isfinite(p.score).all()

@@ -15,7 +15,7 @@ from fsad_lib.runs import overrides_tag
 from fsad_lib.tables import _rows, to_markdown
 from fsad_lib.tables import anomalysd as t
 
-LEVEL = {"anomalysd": 0.8, "roundtrip": 0.6, "against_roundtrip": 0.7, "winclip": 0.65, "patch_memory": 0.75}
+LEVEL = {"anomalysd": 0.8, "roundtrip": 0.6, "guided_roundtrip": 0.68, "against_roundtrip": 0.7, "winclip": 0.65, "patch_memory": 0.75}
 PARTS = {"winclip": ("given", "unknown", "shared"), "patch_memory": ("given", "unknown", "shared"), "anomalysd": ("given", "unknown")}
 
 
@@ -53,6 +53,16 @@ def test_means_over_the_categories_of_one_run(tmp_path):
     assert cell(table, "MiniFab", shots=2).state == "not run" and np.isnan(found.reported)
     text = to_markdown(t.show_main(table))
     assert "not run" in text and "autoencoder alone" in text and "± " in text
+
+
+def test_what_repainting_adds_is_told_from_what_the_mask_adds(tmp_path):
+    assert t.show_contributions(t.contributions(tmp_path)).iloc[0, 0] == "not run"
+    fake(tmp_path, "minifab", seed=0), fake(tmp_path, "minifab", seed=1)
+    table = t.contributions(tmp_path).query("metric == 'pixel_auroc'").set_index("adds").gap
+    assert table["repainting, with the mask"] == pytest.approx(12) and table["the mask, without repainting"] == pytest.approx(8)
+    assert table["the whole, beside the autoencoder"] == pytest.approx(table["repainting, with the mask"] + table["the mask, without repainting"])
+    assert table["the whole, beside the memory"] == pytest.approx(5)
+    assert "[+12.0, +12.0]" in to_markdown(t.show_contributions(t.contributions(tmp_path)))
 
 
 def test_reported_numbers_stand_beside_paper_runs_only(tmp_path):

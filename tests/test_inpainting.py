@@ -47,6 +47,18 @@ def test_equals_the_pipeline(prediction_type, strength, guidance):
     assert torch.equal(kept[(m == 1).expand_as(x)], raw[(m == 1).expand_as(x)])
 
 
+@pytest.mark.parametrize("steps", [5, 50])
+def test_the_noise_begins_at_lambda_of_the_schedule(steps):
+    """T~ = lambda T (AnomalySD), also with few steps: the first U-Net call is at noise level lambda T - 1."""
+    model, x, m, seen = tiny.model(), tiny.images(1), tiny.masks(1), []
+    predict = model.predict
+    model.predict = lambda z, t, *rest: seen.append(int(t)) or predict(z, t, *rest)
+    for strength in (0.2, 0.4, 0.8, 1.0):
+        seen.clear()
+        model.inpaint(x, m, ["a"], strength=strength, num_inference_steps=steps, noise=noise(1))
+        assert seen[0] == round(strength * model.num_train_timesteps) - 1 and len(seen) == round(strength * steps)
+
+
 def test_masked_latents_are_the_pipelines():
     model, x, m = tiny.model(), tiny.images(2), tiny.masks(2)
     mask, latents = pipeline(model).prepare_mask_latents(

@@ -138,6 +138,35 @@ def test_paper_gives_minis_words_pictures_and_weights(evaluated):
     assert tuned.weights == pytest.approx(tuned_b.weights, abs=SAME)
 
 
+def test_paper_gives_minis_scores_for_the_trained_inpainting_miniature(hub, tmp_path, monkeypatch):
+    """AnomalySD: fine-tuned a little, two scales and the prototype-guided mask, from the hub's layout with a text encoder of its own."""
+    from fsad_lib.anomalysd import stages as anomalysd
+    from fsad_lib.foundation.miniatures.train_inpainting import export_paper_layout as export_inpainting
+
+    (tmp_path / "data/models").mkdir(parents=True)
+    (tmp_path / "data/models/mini").symlink_to(MINI)
+    write_parts(tmp_path / "parts/nut")
+    export_inpainting(MINI, tmp_path / "inpainting")
+    few = {"anomalysd.steps_unet": 2, "anomalysd.steps_decoder": 2, "anomalysd.scales": [2, 4], "anomalysd.train_batch_size": 2}
+    own = {f"anomalysd.{k}": v for k, v in load_profile("mini").anomalysd.model_dump(mode="json").items()} | few
+    own |= {k: v for k, v in like_mini().items() if k.partition(".")[0] in ("winclip", "backbone")} | {"inpainting.image_size": 128}
+    own |= {"clip.checkpoint": hub["clip"], "winclip_clip.checkpoint": hub["clip"], "inpainting.checkpoint": tmp_path / "inpainting"}
+    own["perceptual.checkpoint"] = MINI / "lpips"
+    own = {key: str(value) if isinstance(value, Path) else value for key, value in own.items()}
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    found = {}
+    for profile, changes in {"mini": few, "paper": own}.items():
+        forget(), anomalysd._clip.cache_clear()
+        run = runs.open_run("41_evaluate", "anomalysd", profile=profile, dataset="folder", category="all", shots=2, seed=0,
+                            data_root=str(tmp_path / "parts"), overrides=as_text(changes))  # fmt: skip
+        found[profile] = anomalysd.evaluate(run).predictions
+    forget(), anomalysd._clip.cache_clear()
+    both = found["mini"].merge(found["paper"], on=["path", "method", "part"], suffixes=("", "_paper"), validate="one_to_one")
+    assert len(both) == len(found["mini"]) == len(found["paper"]) and {"anomalysd", "scale_4", "alpha_1", "roundtrip"} <= set(both.method)
+    assert (both.score - both.score_paper).abs().max() <= SAME
+    assert both[both.method == "anomalysd"].groupby("part").score.agg(np.ptp).min() > 1e-3, "scores that do not vary would agree for no reason"
+
+
 # -------------------------------------------------------------------- the text-to-image model, part by part
 def signature(diffusion):
     """Text states, latents and losses that depend on every part of the model."""

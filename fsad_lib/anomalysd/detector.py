@@ -93,7 +93,8 @@ class Scores:
     """Scores of a batch, higher = more anomalous; all maps are (B, H, W) at the model's resolution.
 
     image (B,), map S_map, scales k -> S^(k), s_ms, s_pg (None where alpha is 0 or nothing is remembered), category: the name that
-    each image was treated as. With controls: ``controls["roundtrip"]`` = D(x, VAE(x)), no inpainting at all, and
+    each image was treated as. With controls: ``controls["roundtrip"]`` = D(x, VAE(x)), no inpainting at all,
+    ``controls["guided_roundtrip"]`` = S_map with VAE(x) in place of every twin: all that the prototype-guided mask does by itself, and
     ``controls["against_roundtrip"]`` = S_map with D(VAE(x), x_hat) in place of D(x, x_hat): both images have gone through the decoder.
     """
 
@@ -289,7 +290,11 @@ class AnomalySD:
             m = torch.stack([p.m for p in passes])[:, None].to(x.device)
             # the twin's surroundings have gone through the decoder too
             maps["against_roundtrip"] = self.maps(decoded, torch.where(m, x_hat, decoded), passes)["map"]
-            maps["roundtrip"] = self.smooth(self.difference(x, decoded))
+            d = self.difference(x, decoded)
+            maps["roundtrip"] = self.smooth(d)
+            if passes[-1].k == 0:
+                s = torch.where(passes[-1].m.to(d.device), d, 0)
+                maps["guided_roundtrip"] = self.smooth(fuse(d, s, self.settings.alpha))
         return maps
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
     panels = (
         (unet, "loss", "U-Net: noise prediction", "mean squared error of eps (or v)", BLUE),
         (decoder, "mse", "Decoder: squared error", "mean over pixels in [0, 1]", GREEN),
-        (decoder, "perceptual", "Decoder: perceptual distance", "LPIPS, weighted by beta", ORANGE),
+        (decoder, "perceptual", "Decoder: perceptual distance", "LPIPS, before it is weighted by beta", ORANGE),
     )
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
     for ax, (trace, column, title, caption, colour) in zip(axes, panels, strict=True):
@@ -154,9 +154,9 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
             symbol = {"lambda": r"$\lambda$: noise strength, $\tilde T = \lambda T$", "alpha": r"$\alpha$: weight of the prototype-guided map"}
             ax.set(xlabel=symbol[parameter], ylabel="percent" if parameter == "lambda" else "")
             ax.set_title(unit if parameter == "lambda" else "", fontsize=10, fontweight="bold")
-    handles, labels = axes[0, 1].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper")
+    named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # not every unit has masks
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside right upper")
     return figure
 
 
@@ -265,7 +265,7 @@ def of_run(run: Any) -> dict[str, Figure]:
     mask = datasets.read_masks(row, twins.x.shape[-1])[0] if datasets.has_masks(row) else None
     category = twins.category[index]
     prompt = inference_prompt(tuned.prompts[category], run.profile.anomalysd.prompt_levels)
-    told = f"{run.dataset}, {category}, {run.shots} shot{'s' if run.shots > 1 else ''}, seed {run.seed}, profile {run.profile.name}"
+    told = f"{run.dataset}, {category}, {run.shots} shot{'s' if run.shots > 1 else ''}, seed {run.seed}, profile {run.profile.name}; of its examples the defective one whose map peaks highest"
     return {
         "losses": loss_curves(tuned.trace_unet, tuned.trace_decoder),
         "overview": overview(tuned.x, tuned.foreground, tuned.trace_unet, twins, index, mask, prompt=prompt, subtitle=told),

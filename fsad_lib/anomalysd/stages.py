@@ -170,8 +170,8 @@ def personalize(run: Run) -> Personalized:
 
 
 def _every(steps: int) -> int:
-    """Steps between checkpoints: a large model's state is gigabytes."""
-    return max(50, steps // 8)
+    """Steps between checkpoints, eight times a training: a large model's state is gigabytes."""
+    return max(1, steps // 8)
 
 
 def _keep(run: Run, part: str, trace: pd.DataFrame, state: dict[str, Tensor]) -> None:
@@ -283,6 +283,7 @@ def evaluate(run: Run) -> Evaluated:
     scale_<k>            one scale alone, S^(k)
     alpha_<a>            another weight of the prototype-guided map: 0 without it, 1 nothing else
     roundtrip            control: D(x, VAE(x)), no inpainting at all
+    guided_roundtrip     control: S_map with VAE(x) in place of every twin: the prototype-guided mask without repainting
     against_roundtrip    control: D(VAE(x), x_hat) in place of D(x, x_hat): both have gone through the decoder
     winclip              WinCLIP+ on WinCLIP's own CLIP
     patch_memory         nearest neighbours over the backbone's patches

@@ -34,6 +34,14 @@ class Inpainting(Diffusion):
 
     amp: torch.dtype | None = None
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        from diffusers import DDIMScheduler
+
+        super().__init__(*args, **settings)
+        # Of n "trailing" steps the last i begin at noise level i/n T - 1, hence at T~ = lambda T. The "leading" ones of most checkpoints begin
+        # a whole step lower, which with few steps is far from what lambda says.
+        self.scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+
     def _check(self) -> None:
         latent = self.vae.config.latent_channels
         found, out = self.unet.config.in_channels, self.unet.config.out_channels

@@ -27,8 +27,8 @@ from fsad_lib.tables._rows import (
 from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
-    "ABLATIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "main_table", "one_run",
-    "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_main", "show_seen_unseen", "write_all",
+    "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "contributions",
+    "main_table", "one_run", "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_contributions", "show_main", "show_seen_unseen", "write_all",
 ]  # fmt: skip
 
 SHOTS = (1, 2, 4, 16)
@@ -40,6 +40,7 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("anomalysd", "given"): ("AnomalySD", "method"),
     ("anomalysd", "unknown"): ("AnomalySD", "method"),
     ("roundtrip", "given"): ("autoencoder alone, D(x, VAE(x))", "control"),
+    ("guided_roundtrip", "given"): ("autoencoder and prototype-guided mask, nothing repainted", "control"),
     ("against_roundtrip", "given"): ("AnomalySD against the autoencoder, D(VAE(x), x_hat)", "control"),
     ("winclip", "given"): ("WinCLIP+", "rival"),
     ("winclip", "unknown"): ("WinCLIP+", "rival"),
@@ -49,6 +50,16 @@ ROWS: dict[tuple[str, str], tuple[str, str]] = {
     ("patch_memory", "shared"): ("patch memory (nearest neighbour)", "rival"),
 }
 """(method, protocol) -> its name and role."""
+
+CONTRIBUTIONS: dict[str, tuple[str, str]] = {
+    "repainting, with the mask": ("anomalysd", "guided_roundtrip"),
+    "repainting, without the mask": ("alpha_0", "roundtrip"),
+    "the mask, without repainting": ("guided_roundtrip", "roundtrip"),
+    "the mask's region, repainted, beside the memory that chose it": ("alpha_1", "patch_memory"),
+    "the whole, beside the autoencoder": ("anomalysd", "roundtrip"),
+    "the whole, beside the memory": ("anomalysd", "patch_memory"),
+}
+"""what is added -> (method with it, method without it), category given. The mask is a patch memory's; repainting is what the paper is about."""
 
 PROTOCOLS = {
     "given": "category given", "unknown": "category unknown: the one whose normal patches lie nearest to the image",
@@ -227,6 +238,32 @@ def ablations(root: str | Path | None = None, profile: str = "mini", shots: int 
     return pd.DataFrame.from_records(records)
 
 
+def contributions(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
+    """What repainting adds, and what the prototype-guided mask adds by itself: for each data set, metric and pair of :data:`CONTRIBUTIONS` the
+    paired difference in percent points: gap, gap_low, gap_high (95 % over categories, seeds averaged first; over images where there is one)."""
+    rows, records = rows_of(root, profile), []
+    rows = rows[(rows.shots == shots) & (rows.group == "all") & (rows.part == "given")]
+    for unit in rows.unit.unique():
+        for label, (one, other) in CONTRIBUTIONS.items():
+            for metric in METRICS:
+                a, b = (rows[(rows.unit == unit) & (rows.method == name) & rows[metric].notna()] for name in (one, other))
+                gap = (difference(a, b, metric) if len(a) and len(b) else None) or dict.fromkeys(("mean", "low", "high"), np.nan)
+                records.append({"data_set": unit, "profile": profile, "shots": shots, "adds": label, "method": one, "without": other, "metric": metric,
+                                "gap": gap["mean"], "gap_low": gap["low"], "gap_high": gap["high"]})  # fmt: skip
+    return pd.DataFrame(records, columns="data_set profile shots adds method without metric gap gap_low gap_high".split())
+
+
+def show_contributions(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`contributions` for reading: one row per data set and what is added, a column a metric."""
+    records = []
+    for (unit, profile, label, one, other), block in table.groupby(["data_set", "profile", "adds", "method", "without"], sort=False):
+        record = {"Data set": unit, "Profile": profile, "What is added": label, "Difference": f"{one} − {other}"}
+        for row in block.itertuples():
+            record[METRICS[row.metric]] = NONE if pd.isna(row.gap) else interval({"mean": row.gap, "low": row.gap_low, "high": row.gap_high})
+        records.append(record)
+    return pd.DataFrame(records or [{"Data set": NOT_RUN}])
+
+
 def show_ablations(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`ablations` for reading: one row per data set and variant, for each metric the value and the gap to the whole method."""
     records = []
@@ -333,15 +370,20 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         *(f"{r.data_set}, {r.shots} shots, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
         "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
     ]  # fmt: skip
-    change = "Change: variant minus whole method, percent points, with the 95 % interval over categories (seeds averaged first)."
+    over = "with the 95 % interval over categories (seeds averaged first), or over images where there is one category, which says nothing of other seeds"
+    change = f"Change: variant minus whole method, percent points, {over}."
+    added = contributions(root, profile, shots)
     apart = seen_unseen(root, profile, shots)
     for name, table, display, caption, note in (
         ("main", main, show_main(main), "AnomalySD: one model for all categories", notes),
         ("seen_unseen", apart, show_seen_unseen(apart), f"AnomalySD: kinds of defect seen in pretraining, and unseen, {shots} shot",
-         ["Percent, with the 95 % interval over categories (seeds averaged first).", notes[-1]]),
+         [f"Percent, {over}.", notes[-1]]),
         ("rivals", context(root), None, "Multi-class few-shot results that others report", ["No runs of ours."]),
         ("ablations", parts, show_ablations(parts), f"AnomalySD without its parts, {shots} shot", [change, notes[0]]),
-        ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot", [notes[0]]),
+        ("contributions", added, show_contributions(added), f"AnomalySD: what repainting adds, and what the mask adds, {shots} shot",
+         [f"Percent points, {over}.", "Methods: figures/anomalysd_main.md; alpha_0: S_map without the prototype-guided part, alpha_1: that part alone.", notes[-1]]),
+        ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
+         [notes[0], "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "Values that the AnomalySD paper leaves open", []),
     ):
         written += write_table(table, f"anomalysd_{name}{suffix}", folder, display=table if display is None else display,
