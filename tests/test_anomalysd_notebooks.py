@@ -30,6 +30,7 @@ def test_every_good_image_may_be_a_shot(project, more):
     for i, (name, value) in enumerate(COLOURS.items()):
         for j in range(2 + (more if i == 0 else 0)):
             write_part(folder / name / f"train/good/{j}.png", value, False, 10 * i + j)
+        write_part(folder / name / "test/part.png", value, False, 10 * i + 5)
     _, printed = lessons.execute(NAMES[0], dataset="folder", data_root=str(folder), shots=2, overrides=OVERRIDES)
     assert ("no further good image of nut" if more else "no further good image: every one is a shot") in printed
     assert ("cannot be told from memorized" in printed) == (not more)
