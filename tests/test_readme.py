@@ -54,10 +54,11 @@ ANOMALYSD = {
     "AnomalySD": ("anomalysd", "given"),
     "AnomalySD, product unknown": ("anomalysd", "unknown"),
     "autoencoder alone (control)": ("roundtrip", "given"),
+    "autoencoder and AnomalySD's mask, nothing repainted (control)": ("guided_roundtrip", "given"),
     "WinCLIP+": ("winclip", "given"),
-    "WinCLIP+, one memory of all products": ("winclip", "shared"),
+    "WinCLIP+, product unknown": ("winclip", "unknown"),
     "patch memory": ("patch_memory", "given"),
-    "patch memory, one of all products": ("patch_memory", "shared"),
+    "patch memory, product unknown": ("patch_memory", "unknown"),
 }
 TGVIG = {
     "shots alone": ("patchcore", "shots"),
