@@ -629,7 +629,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     percent = f'Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. "{NOT_RUN}": no complete run.'
     gain = (
         "Gain: shots + generated minus this arm, in percent points, with the 95 % interval over categories (seeds averaged first; over the test "
-        "images where there is one category, which says nothing of other seeds); "
+        "images where there is one category, which says nothing of other seeds; of two categories it is no more than their range); "
         "relative: in percent of this arm."
     )
     sources = (
