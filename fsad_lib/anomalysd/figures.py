@@ -152,6 +152,7 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
             if chosen and parameter in chosen:
                 ax.axvline(chosen[parameter], color=INK, linewidth=0.9, linestyle=":")
             symbol = {"lambda": r"$\lambda$: noise strength, $\tilde T = \lambda T$", "alpha": r"$\alpha$: weight of the prototype-guided map"}
+            ax.set_xlim(-0.05, 1.05)
             ax.set(xlabel=symbol[parameter], ylabel="percent" if parameter == "lambda" else "")
             ax.set_title(unit if parameter == "lambda" else "", fontsize=10, fontweight="bold")
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # not every unit has masks

@@ -196,7 +196,7 @@ def show_seen_unseen(table: pd.DataFrame) -> pd.DataFrame:
 def ablation_overrides(profile: str = "mini") -> list[str]:
     """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one, which has the profile's own lambda.
 
-    >>> "anomalysd.strength=0.6" in ablation_overrides(), "anomalysd.strength=0.8" in ablation_overrides()
+    >>> "anomalysd.strength=0.8" in ablation_overrides(), "anomalysd.strength=0.6" in ablation_overrides()
     (True, False)
     """
     own = load_profile(profile).anomalysd.strength
@@ -243,7 +243,7 @@ def contributions(root: str | Path | None = None, profile: str = "mini", shots: 
     paired difference in percent points: gap, gap_low, gap_high (95 % over categories, seeds averaged first; over images where there is one)."""
     rows, records = rows_of(root, profile), []
     rows = rows[(rows.shots == shots) & (rows.group == "all") & (rows.part == "given")]
-    for unit in rows.unit.unique():
+    for unit in [u for _, _, u in units(PAPER_UNITS, rows, profile) if u in set(rows.unit)]:
         for label, (one, other) in CONTRIBUTIONS.items():
             for metric in METRICS:
                 a, b = (rows[(rows.unit == unit) & (rows.method == name) & rows[metric].notna()] for name in (one, other))
