@@ -137,6 +137,11 @@ def test_table3_measures_each_variant_against_its_own_baseline(tmp_path):
     assert ours.loc[("text", "without text"), "gain"] == pytest.approx(8) and ours.loc[("text", "without text"), "over_augmented"] == pytest.approx(-1)
     assert ours.loc[("copies", "100"), "state"] == "not run" and ours.reported.isna().all()
     assert table[table.profile == "paper"].set_index(["component", "variant"]).loc[("variance", "without variance"), "reported"] == 74.3
+    assert t._SAME not in ours.index, "the variants were run on all products"
+    fake(tmp_path / "few", "minifab")
+    fake(tmp_path / "few", "minifab", tag=overrides_tag(t.ABLATIONS["text", "without text"]), categories=["capsule"], arms={"shots": 0.6, "without_text": 0.5})
+    few = t.table3(tmp_path / "few").query("data_set == 'MiniFab'").set_index(["component", "variant"])
+    assert few.loc[t._SAME, "categories"] == 1 and few.loc[("whole method", "plain run"), "categories"] == 8
     for overrides in t.ablation_overrides():
         load_profile("mini", overrides), load_profile("paper", overrides)
 

@@ -361,6 +361,9 @@ def _show_quality(table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+_SAME = ("whole method", "on the variants' products")
+
+
 def table3(root: str | Path | None = None, profile: str = "mini", setting: str = "1", metric: str = "image_auroc") -> pd.DataFrame:
     """Table 3: PatchCore without text, with other numbers of images, with other variances: each against the shots of the same run, and
     against their augmentations in the plain run. The paper states neither class nor shots, so its numbers have a block of their own."""
@@ -369,10 +372,16 @@ def table3(root: str | Path | None = None, profile: str = "mini", setting: str =
     jobs = [("whole method", "plain run", plain, "generated")]
     for (component, arm), overrides in ABLATIONS.items():
         jobs.append((component, arm, rows_of(root, profile, overrides), "without_text" if component == "text" else "generated"))
+    varied = {pair for _, _, rows, _ in jobs[1:] for pair in zip(rows.dataset, rows.category, strict=True)}
+    if varied:  # the variants were run on fewer products: the whole beside them, on the same ones
+        same = [pair in varied for pair in zip(plain.dataset, plain.category, strict=True)]
+        jobs.insert(1, (*_SAME, plain[same], "generated"))
     own = [(d, u) for of, d, u in units(UNITS, plain, profile) if of == profile]
     for dataset, unit in own:
         for component, arm, rows, part in jobs:
             rows = rows[(rows.unit == unit) & (rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")]
+            if (component, arm) == _SAME and rows.category.nunique() in (0, plain[(plain.unit == unit) & (plain.setting == setting)].category.nunique()):
+                continue
             cell = mean_over_categories(rows[rows.part == part], expected_categories(dataset), metric)
             gap = _gap(rows, part, "shots", metric)
             base = plain.query("unit == @unit and setting == @setting and method == 'patchcore' and group == 'all' and part == 'augmented'")
@@ -554,7 +563,7 @@ def _component(name: str):
         part = table.loc[[key for key in table.index if key[0] == name]]
         if part.empty or ("whole method", "plain run") not in table.index:
             return NOT_RUN, NOT_RUN
-        whole = table.loc[("whole method", "plain run"), "gain"]
+        whole = table.loc[_SAME if _SAME in table.index else ("whole method", "plain run"), "gain"]
         text = f"whole {whole:+.1f}; " + ", ".join(f"{v} {g:+.1f}" for (_, v), g in part.gain.items())
         if name == "copies":
             few, many = part.gain.iloc[0], part.gain.iloc[-1]
