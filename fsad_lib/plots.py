@@ -675,7 +675,7 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> 
     Returns:
         The two paths. The same figure gives the same bytes.
     """
-    from fsad_lib.tables import check_name
+    from fsad_lib.tables._text import check_name
 
     check_name(name)
     folder = Path(folder) if folder is not None else project_root() / "figures"

@@ -291,7 +291,7 @@ def test_a_checkpoint_of_other_weights_is_not_continued(clip, sd, tmp_path):
                 weight.mul_(1.01)
             steps = []
             learn_concept(
-                clip, sd, images(2), "object", alpha=1.0, checkpoint=path, progress=lambda s, *_: steps.append(s), **SETTINGS
+                clip, sd, images(2), "object", alpha=1.0, checkpoint=path, progress=lambda s, *_, steps=steps: steps.append(s), **SETTINGS
             )
             assert len(steps) == SETTINGS["steps"], "started anew"
         finally:

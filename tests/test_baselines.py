@@ -106,6 +106,20 @@ def test_patchcore(tmp_path):
     survives_the_disk(detector, baselines.make("patchcore", backbone=backbone(), coreset=0.25), tmp_path / "memory.safetensors")
 
 
+def test_patchcores_coreset_is_anomalibs():
+    from anomalib.models.components.sampling import KCenterGreedy
+
+    from fsad_lib.baselines.patchcore import _Coreset
+
+    patches = torch.rand(500, 40, generator=torch.Generator().manual_seed(0))
+    chosen = []
+    for sampler in (KCenterGreedy, _Coreset):
+        with common.seeded(3):
+            made = sampler(patches, 0.2)
+            chosen.append(made.select_coreset_idxs())
+    assert chosen[0] == chosen[1] and len(set(chosen[0])) == 100
+
+
 def test_patchcore_memory_of_one_size_in_every_arm():
     sizes = []
     for x in (normal(2), normal(6)):

@@ -151,7 +151,6 @@ def test_paper_gives_minis_scores_for_the_trained_inpainting_miniature(hub, tmp_
     own = {f"anomalysd.{k}": v for k, v in load_profile("mini").anomalysd.model_dump(mode="json").items()} | few
     own |= {k: v for k, v in like_mini().items() if k.partition(".")[0] in ("winclip", "backbone")} | {"inpainting.image_size": 128}
     own |= {"clip.checkpoint": hub["clip"], "winclip_clip.checkpoint": hub["clip"], "inpainting.checkpoint": tmp_path / "inpainting"}
-    own["perceptual.checkpoint"] = MINI / "lpips"
     own = {key: str(value) if isinstance(value, Path) else value for key, value in own.items()}
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     found = {}

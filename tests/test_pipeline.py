@@ -186,7 +186,7 @@ def test_a_run_of_all_categories_has_the_shots_of_each(home):
     again = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=str(home / "mine"))
     assert again.fingerprint != before
     with pytest.raises(FsadError, match="2"):
-        runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=3, seed=0, data_root=str(home / "mine")).fingerprint
+        _ = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=3, seed=0, data_root=str(home / "mine")).fingerprint
 
 
 # papermill (a kernel each)

@@ -12,7 +12,8 @@ from fsad_lib.datasets.minifab.designs import NOUNS
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 from fsad_lib.foundation.inpainting import load_inpainting
-from fsad_lib.foundation.miniatures import inspect, train_inpainting as t
+from fsad_lib.foundation.miniatures import inspect
+from fsad_lib.foundation.miniatures import train_inpainting as t
 
 
 def test_a_twin_of_the_same_width_starts_as_the_same_function():

@@ -13,7 +13,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fsad_lib.errors import FsadError
-from fsad_lib.plots import ANOMALOUS, BLUE, GREEN, GREY, INK, NORMAL, ORANGE, YELLOW, save_figure, show_picture, styled, to_pixels
+from fsad_lib.plots import (
+    ANOMALOUS,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    NORMAL,
+    ORANGE,
+    YELLOW,
+    save_figure,
+    show_picture,
+    styled,
+    to_pixels,
+)
 
 __all__ = ["foregrounds", "loss_curves", "map_strip", "of_run", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
 

@@ -8,7 +8,18 @@ from anomalib.models.image.cflow.torch_model import CflowModel
 from anomalib.models.image.cflow.utils import get_logp, positional_encoding_2d
 from torch import Tensor, nn
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, restore, seeded, stages_of, trained_state, use_weights
+from fsad_lib.baselines._common import (
+    Progress,
+    batches,
+    check_training,
+    fitted,
+    infer,
+    restore,
+    seeded,
+    stages_of,
+    trained_state,
+    use_weights,
+)
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 

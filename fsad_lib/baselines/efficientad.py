@@ -24,7 +24,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, resized, restore, seeded, trained_state
+from fsad_lib.baselines._common import (
+    Progress,
+    batches,
+    check_training,
+    fitted,
+    infer,
+    resized,
+    restore,
+    seeded,
+    trained_state,
+)
 from fsad_lib.errors import FsadError
 
 LEAST_SIDE = 256  # the autoencoder: five convolutions of stride 2, then an unpadded one of 8 x 8

@@ -12,6 +12,15 @@ from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 
 
+class _Coreset(KCenterGreedy):
+    """anomalib's choice, without a copy of every patch at each step: glibc, told to keep its memory, never finds those holes again, and
+    a thousand steps then hold gigabytes."""
+
+    def update_distances(self, cluster_center: Tensor) -> None:
+        distance = torch.cdist(self.features, self.features[cluster_center].reshape(1, -1), compute_mode="donot_use_mm_for_euclid_dist")
+        self.min_distances = distance if self.min_distances is None else torch.minimum(self.min_distances, distance)
+
+
 class PatchCore:
     """A memory of normal patches, thinned to a coreset.
 
@@ -60,7 +69,7 @@ class PatchCore:
         model.embedding_store.clear()
         keep = min(self.coreset_size or max(1, int(self.coreset * len(seen))), len(seen))
         with seeded(seed):
-            sampler = KCenterGreedy(seen, 1.0)
+            sampler = _Coreset(seen, 1.0)
             sampler.coreset_size = keep
             model.memory_bank = seen if keep == len(seen) else sampler.sample_coreset()
         self.model, self.patches_seen, self.memory_size = model, len(seen), len(model.memory_bank)

@@ -8,7 +8,18 @@ from anomalib.models.image.reverse_distillation.loss import ReverseDistillationL
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor
 
-from fsad_lib.baselines._common import Progress, batches, check_training, fitted, infer, restore, seeded, stages_of, trained_state, use_weights
+from fsad_lib.baselines._common import (
+    Progress,
+    batches,
+    check_training,
+    fitted,
+    infer,
+    restore,
+    seeded,
+    stages_of,
+    trained_state,
+    use_weights,
+)
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 

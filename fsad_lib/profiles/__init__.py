@@ -5,6 +5,7 @@ unknown keys. Paths are relative to the project root; :meth:`Profile.path` resol
 """
 
 import difflib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -239,7 +240,8 @@ class Profile(_Model):
         ('mini', 'clip')
         """
         checkpoint = getattr(self, section).checkpoint
-        return None if checkpoint is None else project_root() / self.models_root / checkpoint
+        # "../mini" is resolved by name: the folder of the real checkpoints need not exist where every one lies elsewhere
+        return None if checkpoint is None else Path(os.path.normpath(project_root() / self.models_root / checkpoint))
 
 
 MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")

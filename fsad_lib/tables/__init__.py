@@ -36,7 +36,6 @@ from fsad_lib.tables._rows import (
     unit_name,
 )
 from fsad_lib.tables._text import (
-    check_name,
     interval,
     latex_escape,
     number,

@@ -14,7 +14,17 @@ from scipy.stats import binomtest
 
 from fsad_lib.runs import overrides_tag, project_root, read_json
 from fsad_lib.tables._paper import own_choices
-from fsad_lib.tables._rows import NONE, NOT_RUN, _read_csv, _stale, collect, difference, expected_categories, mean_over_categories, units
+from fsad_lib.tables._rows import (
+    NONE,
+    NOT_RUN,
+    _read_csv,
+    _stale,
+    collect,
+    difference,
+    expected_categories,
+    mean_over_categories,
+    units,
+)
 from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
@@ -335,7 +345,7 @@ def quality(root: str | Path | None = None, profile: str = "mini") -> pd.DataFra
             if tuple(pair) not in TABLE2.values():
                 wanted[f"{pair[0]} {pair[1]}"] = (*pair, "")
     records = []
-    for key, (generator, prompt, of) in wanted.items():
+    for generator, prompt, of in wanted.values():
         found = rows[(rows.generator == generator) & (rows.prompt == prompt)] if len(rows) else rows
         record = {"data_set": _PLACE[profile], "generator": generator, "prompt": prompt or NONE, "profile": profile, "runs": len(found)}
         record |= {"n": found.n.iloc[0] if len(found) else np.nan, "network": found.inception_label.iloc[0] if len(found) else ""}

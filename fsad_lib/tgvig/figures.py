@@ -14,7 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsad_lib.errors import FsadError
-from fsad_lib.plots import BLUE, GREEN, GREY, INK, NORMAL, ORANGE, RED, YELLOW, save_figure, show_picture, styled, to_pixels
+from fsad_lib.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    NORMAL,
+    ORANGE,
+    RED,
+    YELLOW,
+    save_figure,
+    show_picture,
+    styled,
+    to_pixels,
+)
 
 __all__ = ["arm_bars", "image_rows", "map_rows", "of_run", "overview", "prompt_similarity", "similarity_curves", "variance_map", "write_all"]
 
@@ -157,7 +170,8 @@ def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, per
                 ax.errorbar(at, part.ours, spread, fmt="none", ecolor=INK, elinewidth=0.8)
         run = set(table.label[table.ours.notna()])
         part = {r.label: f"\n{r.categories} of {r.expected}" for r in table.itertuples() if getattr(r, "state", "") == "partial"}
-        ax.set_xticks(range(len(labels)), [label + part.get(label, "") if label in run else f"{label}\nnot run" for label in labels], fontsize=8)
+        shown = [label.replace(" ", "\n") if len(labels) > 2 else label for label in labels]  # long names side by side would overlap
+        ax.set_xticks(range(len(labels)), [s + (part.get(label, "") if label in run else "\nnot run") for s, label in zip(shown, labels, strict=True)], fontsize=8)
         low = table.low.min() if "low" in table and table.low.notna().any() else table.ours.min()
         ax.set(ylim=(max(0, 10 * np.floor((min(low, table.ours.min()) - 5) / 10)), 100), ylabel=ylabel)
         ax.set_title(title, fontsize=9)

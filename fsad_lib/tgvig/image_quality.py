@@ -113,7 +113,7 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
 
     _images(x), _images(originals)
     origin = torch.as_tensor(origin, device=originals.device)
-    if origin.shape != (len(x),) or x.shape[1:] != originals.shape[1:] or not (0 <= int(origin.min()) and int(origin.max()) < len(originals)):
+    if origin.shape != (len(x),) or x.shape[1:] != originals.shape[1:] or not (int(origin.min()) >= 0 and int(origin.max()) < len(originals)):
         raise FsadError(f"{tuple(x.shape)} images of originals {tuple(originals.shape)} with {tuple(origin.shape)} origins found; expected one each")
     y = originals[origin].to(x)
     ssim = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")

@@ -27,7 +27,15 @@ from torch import Tensor
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
-from fsad_lib.tgvig.generator import GENTLE, VARIANCES, Augmentation, augment, images_each, latent_distribution, sample
+from fsad_lib.tgvig.generator import (
+    GENTLE,
+    VARIANCES,
+    Augmentation,
+    augment,
+    images_each,
+    latent_distribution,
+    sample,
+)
 
 if TYPE_CHECKING:
     from fsad_lib.foundation.clip import CLIP
