@@ -161,10 +161,8 @@ def test_the_note_on_thresholds_holds():
 def test_a_picture_on_disk_is_shown_small(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 600, 3), np.uint8)).save(tmp_path / "a.png")
     shown = Image.open(io.BytesIO(plots.show_file(tmp_path / "a.png", 200).data))
-    assert shown.size == (200, 100) and shown.format == "JPEG"
+    assert shown.size == (200, 100) and shown.mode == "P"
     assert Image.open(io.BytesIO(plots.show_file(tmp_path / "a.png", 900).data)).size == (600, 300), "never enlarged"
-    Image.new("RGB", (300, 300), "red").save(tmp_path / "plain.png")
-    assert plots.show_file(tmp_path / "plain.png").format == "png", "lines and plain surfaces are smaller so, and stay sharp"
 
 
 def test_a_pdf_of_photographs_stays_small(tmp_path):
