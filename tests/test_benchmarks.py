@@ -61,7 +61,7 @@ def shrunk(paper_sizes, monkeypatch, tmp_path):
         down_block_types=["DownEncoderBlock2D"] * 2 + ["AttnDownEncoderBlock2D"], up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 2,
     ))  # fmt: skip
     for name in ("ViT-H-14", "ViT-B-16-plus-240", "ViT-B-16-quickgelu"):
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE)
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE | {"quick_gelu": "quick" in name})
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
