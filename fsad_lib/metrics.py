@@ -146,10 +146,16 @@ def pixel_metrics(masks, maps, names: Sequence[str] | None = None) -> dict[str, 
 
 
 def auroc(label, score) -> float:
-    """Area under the ROC curve by ranks, ties counted half; equal to scikit-learn's, and quick for millions of pixels."""
+    """Area under the ROC curve by ranks, ties counted half; equal to scikit-learn's, and quick for millions of pixels.
+
+    Raises:
+        FsadError: a score that is not finite, or only one class.
+    """
     label, score = _numpy(label).astype(bool), _numpy(score)
     if label.all() or not label.any() or not np.isfinite(score).all():
-        raise FsadError(f"{int(label.sum())} defective of {len(label)} and {int((~np.isfinite(score)).sum())} scores that are not finite; expected both kinds, all finite")
+        raise FsadError(
+            f"{int(label.sum())} defective of {len(label)}, {int((~np.isfinite(score)).sum())} scores that are not finite; expected both kinds, all finite"
+        )
     order = np.argsort(score)[::-1]
     ordered = score[order]
     last = np.append(ordered[1:] != ordered[:-1], True)  # of each group of equal scores, which enter together

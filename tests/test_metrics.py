@@ -58,6 +58,12 @@ def test_image_metrics_match_the_definitions_on_raw_scores(scale):
     assert found["image_ap"] == pytest.approx(-np.sum(np.diff(r) * p[:-1]))
 
 
+@pytest.mark.parametrize(("label", "score"), [([0, 1], [0.1, np.nan]), ([0, 1], [0.1, np.inf]), ([1, 1], [0.1, 0.2]), ([0, 0], [0.1, 0.2])])
+def test_auroc_refuses_what_has_no_order(label, score):
+    with pytest.raises(FsadError, match="expected both kinds, all finite"):
+        metrics.auroc(np.array(label), np.array(score))
+
+
 def test_scores_outside_0_1_keep_their_order():
     assert metrics.image_metrics([0, 0, 1, 1], [30, 40, 50, 60])["image_auroc"] == 1
     assert metrics.image_metrics([0, 0, 1, 1], [-3e9, -2e9, -1e9, 0])["image_auroc"] == 1

@@ -17,7 +17,7 @@ from fsad_lib.datasets.minifab.designs import NOUNS
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import load_backbone
 from fsad_lib.foundation.clip import CLIP, load_clip
-from fsad_lib.foundation.diffusion import load_diffusion
+from fsad_lib.foundation.diffusion import load_diffusion, resize
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
 from fsad_lib.profiles import load_profile
 
@@ -408,10 +408,10 @@ class Large(Copier):
     """The same as a model of 256 pixels would do it."""
 
     def posterior(self, x):
-        return super().posterior(inspect._sized(x, 256))
+        return super().posterior(resize(x, 256))
 
     def sdedit(self, x, prompts, **settings):
-        return super().sdedit(inspect._sized(x, 256), prompts, **settings)
+        return super().sdedit(resize(x, 256), prompts, **settings)
 
 
 def test_larger_models_are_asked_about_the_same_scenes(scenes):

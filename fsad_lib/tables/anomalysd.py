@@ -381,7 +381,8 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         ("rivals", context(root), None, "Multi-class few-shot results that others report", ["No runs of ours."]),
         ("ablations", parts, show_ablations(parts), f"AnomalySD without its parts, {shots} shot", [change, notes[0]]),
         ("contributions", added, show_contributions(added), f"AnomalySD: what repainting adds, and what the mask adds, {shots} shot",
-         [f"Percent points, {over}.", "Methods: figures/anomalysd_main.md; alpha_0: S_map without the prototype-guided part, alpha_1: that part alone.", notes[-1]]),
+         [f"Percent points, {over}.", "anomalysd: the whole method; roundtrip: the autoencoder alone; guided_roundtrip: it with the method's own mask, nothing repainted; alpha_0: the method without its prototype-guided "
+          "part; alpha_1: that part alone; patch_memory: nearest neighbours, from which the mask comes.", notes[-1]]),
         ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
          [notes[0], "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "Values that the AnomalySD paper leaves open", []),

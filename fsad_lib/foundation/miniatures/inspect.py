@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FsadError
+from ..diffusion import resize
 
 __all__ = [
     "Pairs", "cka", "edits", "missing", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
@@ -36,13 +37,6 @@ def missing(profile, *sections: str) -> str:
     except FsadError as error:
         return f"Passed over: {error}"
     return ""
-
-
-def _sized(x: Tensor, side: int) -> Tensor:
-    """Images (B, 3, H, W) at another side: a model of 512 or 768 pixels is asked about scenes of 128."""
-    import torch.nn.functional as F
-
-    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 class Pairs(NamedTuple):
@@ -158,7 +152,7 @@ def round_trip(model, scenes: Pairs) -> RoundTrip:
     """
     def back(x: Tensor) -> Tensor:
         y = model.reconstruct(x.to(model.device)) if hasattr(model, "reconstruct") else model.decode(model.posterior(x)[0])
-        return _sized(y.cpu(), x.shape[-1])
+        return resize(y.cpu(), x.shape[-1])
 
     good, bad = back(scenes.good), back(scenes.bad)
     mse = torch.cat([(good - scenes.good) ** 2, (bad - scenes.bad) ** 2]).mean()
@@ -183,7 +177,7 @@ def edits(
     if not len(x) == len(nouns) == len(prompts):
         raise FsadError(f"found {len(x)} images, {len(nouns)} nouns and {len(prompts)} prompts; expected one of each for every image.")
     made = {
-        s: _sized(
+        s: resize(
             diffusion.sdedit(x, prompts, strength=s, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed).cpu(),
             x.shape[-1],
         )
@@ -221,10 +215,10 @@ def repaint(
         rows, columns = (defect.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
         m[i, :, max(0, rows[0] - margin) : rows[1] + margin + 1, max(0, columns[0] - margin) : columns[1] + margin + 1] = True
     size, side = model.image_size, model.image_size // model.factor
-    x, hole = _sized(scenes.bad, size), torch.nn.functional.interpolate(m.float(), (size, size))
+    x, hole = resize(scenes.bad, size), torch.nn.functional.interpolate(m.float(), (size, size))
     noise = torch.randn(len(m), model.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
     made = {
-        f"strength {s:g}": _sized(
+        f"strength {s:g}": resize(
             model.inpaint(x, hole, list(prompts), strength=s, noise=noise, num_inference_steps=num_inference_steps).cpu(), m.shape[-1]
         )
         for s in strengths
@@ -278,7 +272,7 @@ def students(profile, scenes: Pairs) -> tuple[pd.DataFrame, dict[str, Tensor]]:
 
     joined = [(m - m.mean((0, 2, 3), keepdim=True)) / m.std((0, 2, 3), keepdim=True).clamp_min(1e-6) for m in said[0][1:]]
     random = PdnStudent([m.shape[1] for m in joined])
-    large = [_sized(x, SIDE) for x in (scenes.good, scenes.bad)]
+    large = [resize(x, SIDE) for x in (scenes.good, scenes.bad)]
     patch = [load_teacher(profile.path("efficientad_teacher"))(x) for x in large]
     target = _vectors(random.target(joined)[..., MARGIN:-MARGIN, MARGIN:-MARGIN])
     rows.append(("patch network", "strides 8 and 16", *(cka(_vectors(m), target) for m in (patch[0], random.network(large[0])))))
