@@ -590,8 +590,7 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
     if method == "anomalysd":
         from fsad_lib.tables.anomalysd import ablation_overrides
 
-        main = [pair for pair in pairs if pair[0] != "elpv"]
-        return [several((1, 2, 4, 16)), *(several((1,), main, overrides=text) for text in ablation_overrides(profile))]
+        return [several((1, 2, 4, 16)), *(several((1,), overrides=text) for text in ablation_overrides(profile))]
     from fsad_lib.tables import tgvig
 
     few = [("minifab", "gear"), ("minifab", "wood")] if small else pairs

@@ -166,6 +166,36 @@ def test_paper_gives_minis_scores_for_the_trained_inpainting_miniature(hub, tmp_
     assert both[both.method == "anomalysd"].groupby("part").score.agg(np.ptp).min() > 1e-3, "scores that do not vary would agree for no reason"
 
 
+def test_paper_generates_minis_images_with_the_trained_vqgan(tmp_path, monkeypatch):
+    """TGVIG: sampled, updated and sampled again, from a taming-transformers checkpoint that holds generator, discriminator and LPIPS."""
+    from fsad_lib.foundation.vqgan import export_taming, load_vqgan
+    from fsad_lib.tgvig import stages as tgvig
+
+    (tmp_path / "data/models").mkdir(parents=True)
+    (tmp_path / "data/models/mini").symlink_to(MINI)
+    (tmp_path / "data/wordnet").symlink_to(ROOT / "data/wordnet")
+    write_parts(tmp_path / "parts/nut")
+    export_taming(load_vqgan(MINI / "vqgan", MINI / "lpips"), tmp_path / "taming")
+    few = {"tgvig.iterations": 2, "tgvig.images": 2, "tgvig.augmented": 3, "tgvig.lr": 0.001}
+    own = {f"tgvig.{k}": v for k, v in load_profile("mini").tgvig.model_dump(mode="json").items()} | few
+    own |= {"vqgan.checkpoint": tmp_path / "taming", "vqgan.image_size": 128, "tgvig_clip.checkpoint": MINI / "clip", "tgvig_clip.architecture": None}
+    own |= {"perceptual.checkpoint": MINI / "lpips", "inception.name": "tf_efficientnet_lite0", "inception.checkpoint": None}
+    own = {key: str(value) if isinstance(value, Path) else value for key, value in own.items()}
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    found = {}
+    for profile, changes in {"mini": few, "paper": own}.items():
+        run = runs.open_run("22_synthesize", "tgvig", profile=profile, dataset="folder", category="nut", shots=2, seed=0,
+                            data_root=str(tmp_path / "parts"), overrides=as_text(changes))  # fmt: skip
+        found[profile] = tgvig.synthesize(run)
+    mini, paper = found["mini"], found["paper"]
+    assert mini.prompts == paper.prompts and mini.chosen == paper.chosen
+    for kind, x in mini.sets.items():
+        assert (x - paper.sets[kind]).abs().max() <= 1 / 255 + SAME, "kept at 8 bits"
+        assert (x[0] - x[1]).abs().mean() > 1e-3 and 0.01 < x.std() < 0.5, "images that show nothing would agree for no reason"
+    losses = [name for name in mini.trace.columns if name not in ("iteration", "seconds")]
+    np.testing.assert_allclose(paper.trace[losses].to_numpy(float), mini.trace[losses].to_numpy(float), atol=SAME, rtol=1e-4)
+
+
 # -------------------------------------------------------------------- the text-to-image model, part by part
 def signature(diffusion):
     """Text states, latents and losses that depend on every part of the model."""

@@ -49,8 +49,8 @@ def verdict(gap: dict) -> str:
 
 def _ours(row) -> str:
     state, covered = row.state, f"{row.categories} of {row.expected} categories"
-    if state == NOT_RUN:
-        return NOT_RUN
+    if state in (NOT_RUN, NONE):
+        return state
     if math.isnan(row.ours):
         return f"partial: {covered}"
     return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if state == "partial" else "")
@@ -194,7 +194,7 @@ def write_rows(rows: pd.DataFrame, method: str, profile: str, root: Path) -> Pat
     """Every collected row into ``data/results/<method>_<profile>.csv`` (metrics in [0, 1], no local paths)."""
     path = root / "data" / "results" / f"{method}_{check_name(profile)}.csv"
     with replacing(path) as temporary:
-        order = ["dataset", "category", "shots", "seed", "method", "part", "group"]
+        order = ["dataset", "category", "shots", "seed", "tag", "method", "part", "group"]
         temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")
     return path
 

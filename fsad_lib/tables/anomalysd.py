@@ -27,7 +27,7 @@ from fsad_lib.tables._rows import (
 from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
 
 __all__ = [
-    "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "ROWS", "SHOTS", "ablation_overrides", "ablations", "compare", "context", "contributions",
+    "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "NAMES", "ROWS", "SHOTS", "ablation_overrides", "ablations", "all_rows", "compare", "context", "contributions",
     "main_table", "one_run", "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_contributions", "show_main", "show_seen_unseen", "write_all",
 ]  # fmt: skip
 
@@ -61,6 +61,12 @@ CONTRIBUTIONS: dict[str, tuple[str, str]] = {
 }
 """what is added -> (method with it, method without it), category given. The mask is a patch memory's; repainting is what the paper is about."""
 
+NAMES = {
+    "anomalysd": "whole method", "alpha_0": "whole without the mask's part", "alpha_1": "the mask's part alone",
+    "roundtrip": "autoencoder alone", "guided_roundtrip": "autoencoder with the mask", "patch_memory": "patch memory",
+}  # fmt: skip
+"""The methods of :data:`CONTRIBUTIONS`, for reading."""
+
 PROTOCOLS = {
     "given": "category given", "unknown": "category unknown: the one whose normal patches lie nearest to the image",
     "shared": "category unknown: one memory of all categories, the word \"object\"",
@@ -89,6 +95,13 @@ def rows_of(root: str | Path | None = None, profile: str = "mini", tag: str = ""
     kept = table[run_category == ALL]
     kept.attrs["stale"] = table.attrs["stale"]
     return kept
+
+
+def all_rows(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
+    """The rows behind every table: those of the plain runs and of the runs of :func:`ablation_overrides`, told apart by the column tag."""
+    tags = ["", *(overrides_tag(text) for text in ablation_overrides(profile))]
+    found = [rows for rows in (rows_of(root, profile, tag) for tag in tags) if len(rows)]
+    return pd.concat(found, ignore_index=True) if found else rows_of(root, profile)
 
 
 def main_table(root: str | Path | None = None, profile: str = "mini", shots: Sequence[int] = SHOTS) -> pd.DataFrame:
@@ -135,8 +148,8 @@ def context(root: str | Path | None = None) -> pd.DataFrame:
 
 
 def _cell(row) -> str:
-    if row.state == NOT_RUN:
-        return NOT_RUN
+    if row.state in (NOT_RUN, NONE):
+        return row.state
     covered = f"{row.categories} of {row.expected} categories"
     if pd.isna(row.ours):
         return f"partial: {covered}"
@@ -150,9 +163,10 @@ def show_main(table: pd.DataFrame) -> pd.DataFrame:
         text = block.set_index(index)
         said = [number(v) for v in text.reported]
         gaps = [NONE if pd.isna(v) else f"{v:+.1f}" for v in text.difference]
-        columns = {f"{k} shots: Ours": [_cell(r) for r in text.itertuples()]}
+        shot = f"{k} shot" if k == 1 else f"{k} shots"
+        columns = {f"{shot}: Ours": [_cell(r) for r in text.itertuples()]}
         if text.reported.notna().any():
-            columns = {f"{k} shots: Reported": said} | columns | {f"{k} shots: Difference": gaps}
+            columns = {f"{shot}: Reported": said} | columns | {f"{shot}: Difference": gaps}
         blocks.append(pd.DataFrame(columns, index=text.index))
     shown = pd.concat(blocks, axis=1).reset_index()
     shown["metric"] = shown["metric"].map(METRICS)
@@ -254,10 +268,10 @@ def contributions(root: str | Path | None = None, profile: str = "mini", shots: 
 
 
 def show_contributions(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`contributions` for reading: one row per data set and what is added, a column a metric."""
+    """:func:`contributions` for reading: one row per data set and what is added, a column per metric."""
     records = []
     for (unit, profile, label, one, other), block in table.groupby(["data_set", "profile", "adds", "method", "without"], sort=False):
-        record = {"Data set": unit, "Profile": profile, "What is added": label, "Difference": f"{one} − {other}"}
+        record = {"Data set": unit, "Profile": profile, "What is added": label, "Difference": f"{NAMES[one]} − {NAMES[other]}"}
         for row in block.itertuples():
             record[METRICS[row.metric]] = NONE if pd.isna(row.gap) else interval({"mean": row.gap, "low": row.gap_low, "high": row.gap_high})
         records.append(record)
@@ -360,12 +374,14 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
     """
     root = Path(root or project_root())
     suffix, folder = "" if profile == "mini" else f"_{profile}", folder or root / "figures"
-    written = [write_rows(rows_of(root, profile), "anomalysd", profile, root)] if folder == root / "figures" else []
+    written = [write_rows(all_rows(root, profile), "anomalysd", profile, root)] if folder == root / "figures" else []
     main, parts = main_table(root, profile), ablations(root, profile, shots)
     notes = [
         "Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets. One model for all "
         f'categories. "{NOT_RUN}": no complete run.',
         *(f"{name}: {text}." for name, text in PROTOCOLS.items()),
+        "The patch memory stands where a reader may look for PatchCore: the same nearest neighbours, with neither coreset nor reweighting, so that no category's patches are dropped from a shared memory.",
+        "–: no such metric, for want of masks.",
         "Sources of the reported values: data/reported/anomalysd_main.csv.",
         *(f"{r.data_set}, {r.shots} shots, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
         "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
@@ -381,8 +397,8 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         ("rivals", context(root), None, "Multi-class few-shot results that others report", ["No runs of ours."]),
         ("ablations", parts, show_ablations(parts), f"AnomalySD without its parts, {shots} shot", [change, notes[0]]),
         ("contributions", added, show_contributions(added), f"AnomalySD: what repainting adds, and what the mask adds, {shots} shot",
-         [f"Percent points, {over}.", "anomalysd: the whole method; roundtrip: the autoencoder alone; guided_roundtrip: it with the method's own mask, nothing repainted; alpha_0: the method without its prototype-guided "
-          "part; alpha_1: that part alone; patch_memory: nearest neighbours, from which the mask comes.", notes[-1]]),
+         [f"Percent points, {over}.", "The autoencoder alone: D(x, VAE(x)); with the mask: the method's own prototype-guided mask, nothing repainted; the mask's part: S_pg alone, the region of the mask repainted; "
+          "patch memory: nearest neighbours, from which the mask comes.", notes[-1]]),
         ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
          [notes[0], "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "Values that the AnomalySD paper leaves open", []),

@@ -275,7 +275,7 @@ def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | No
     stand behind the committed ``data/results/<method>_<profile>.csv``, so that a small run never replaces the full grid's tables."""
     root = Path(root or project_root())
     path = root / "data" / "results" / f"{check_name(method)}_{check_name(profile)}.csv"
-    cell = ["dataset", "category", "shots", "seed"]
+    cell = ["dataset", "category", "shots", "seed", "tag"]
     here = len(rows[cell].drop_duplicates())
     there = len(_read_csv(path, path.stat().st_mtime_ns)[cell].drop_duplicates()) if path.is_file() else 0
     if here >= max(there, 1):
