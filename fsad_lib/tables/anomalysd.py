@@ -401,7 +401,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
           "patch memory: nearest neighbours, from which the mask comes.", notes[-1]]),
         ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
          [notes[0], "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
-        ("own_choices", own_choices(root, profile, "anomalysd"), None, "Values that the AnomalySD paper leaves open", []),
+        ("own_choices", own_choices(root, profile, "anomalysd"), None, "AnomalySD: values not known from the sources at hand", []),
     ):
         written += write_table(table, f"anomalysd_{name}{suffix}", folder, display=table if display is None else display,
                                caption=caption, notes=note)  # fmt: skip
