@@ -294,6 +294,8 @@ def show_ablations(table: pd.DataFrame) -> pd.DataFrame:
 def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
     """The effect of lambda (runs of their own, see :data:`LAMBDAS`) and of alpha (measured by every run).
 
+    Every point of lambda's curve stands on the seeds that all its values have.
+
     Long: data_set, parameter ("lambda" or "alpha"), value, metric, ours, ours_std, n_seeds, low, high; only what was run.
     """
     plain, parts = rows_of(root, profile), []
@@ -306,8 +308,11 @@ def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: in
         rows = plain if value == own else rows_of(root, profile, overrides_tag(f"anomalysd.strength={value:g}"))
         parts.append(("lambda", value, rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]))
     records = []
+    seeds = [(unit, set(block.seed)) for parameter, _, rows in parts if parameter == "lambda" for unit, block in rows.groupby("unit")]
     for parameter, value, rows in parts:
         for (dataset, unit), block in rows.groupby(["dataset", "unit"]):
+            if parameter == "lambda":  # a curve over one lambda's three seeds and another's one would show the seeds
+                block = block[block.seed.isin(set.intersection(*(found for of, found in seeds if of == unit)))]
             for metric in METRICS:
                 cell = mean_over_categories(block, expected_categories(dataset), metric)
                 if cell["n"]:
@@ -400,7 +405,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
          [f"Percent points, {over}.", "The autoencoder alone: D(x, VAE(x)); with the mask: the method's own prototype-guided mask, nothing repainted; the mask's part: S_pg alone, the region of the mask repainted; "
           "patch memory: nearest neighbours, from which the mask comes.", notes[-1]]),
         ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
-         [notes[0], "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
+         [notes[0], "Lambda: over the seeds that all its values have; alpha: over all seeds.", "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "AnomalySD: values not known from the sources at hand", []),
     ):
         written += write_table(table, f"anomalysd_{name}{suffix}", folder, display=table if display is None else display,
