@@ -277,7 +277,7 @@ def loss_curves(losses: pd.DataFrame, columns: int = 3) -> Figure:
         raise FsadError("Nothing to draw: no trained detector was run. Run: python -m fsad_lib grid tgvig --baselines cflow efficientad reverse_distillation.")
     columns = min(columns, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.6 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(lines, columns, figsize=(max(5.0, 3.6 * columns), 2.6 * lines), squeeze=False, layout="constrained")
     for ax in axes.flat[len(groups) :]:
         ax.set_axis_off()
     panels = []
@@ -289,7 +289,7 @@ def loss_curves(losses: pd.DataFrame, columns: int = 3) -> Figure:
         ax.set(xlabel="optimizer step", ylabel="loss")
         ax.set_title(f"{tables.BASELINES[name]}, {unit}, {tables.words(shots)}, {len(runs)} run{'' if len(runs) == 1 else 's'}", fontsize=9)
         panels.append((ax, "", block))
-    _legend(figure, panels, 4 if columns > 1 else 2)
+    _legend(figure, panels, 4 if columns > 2 else 2)
     return figure
 
 
