@@ -86,7 +86,7 @@ def pseudo_anomalies(
     """
     if len(x) == 0 or not prompts or n < 1:
         raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before minutes are spent
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before the diffusion model spends minutes on images that are then refused
         raise FsadError(
             f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
         )
