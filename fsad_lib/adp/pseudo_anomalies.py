@@ -72,7 +72,7 @@ def pseudo_anomalies(
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
         x: (K, 3, H, W) normal images in [0, 1].
-        prompts: e.g. :data:`fsad_lib.adp.prompts.PSEUDO`, or ``TUNING`` with ``concepts={"<c_a>": c_a}``.
+        prompts: the profile's ``prompts_pseudo``, or ``prompts_tuning`` with ``concepts={"<c_a>": c_a}``.
         n: number of pseudo-anomalies (L of eq. 4, L' of eq. 5).
         strength, guidance_scale, num_inference_steps: see ``Diffusion.sdedit``.
         crop_scale: see :func:`resize_and_crop`.
