@@ -1,12 +1,14 @@
 """What a user with a folder of parts takes home: a ranked list, heat maps, a contact sheet and a plain word about limits."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fsad_lib import plots
@@ -39,6 +41,37 @@ def threshold_note(k: int) -> str:
     )
 
 
+@plots.styled
+def contact_sheet(images: pd.DataFrame, maps: np.ndarray | None = None, *, limit: int = 24, size: int = 160, title: str = "") -> Figure:
+    """:func:`fsad_lib.plots.contact_sheet` of a table, each image named in full: product, kind of defect and file.
+
+    Args:
+        images: one row per image: path, label (0, 1, -1 unknown), score, and where they are known category and defect.
+        maps: (N, h, w), in the order of the rows, or None.
+    """
+    figure = plots.contact_sheet(images["path"].tolist(), images["score"].tolist(), maps, images["label"].astype(int).tolist(), limit, size, title)
+    ranked = images.sort_values(["score", "path"], ascending=[False, True])
+    for ax in figure.axes:
+        head = ax.get_title(loc="left").splitlines()[:1]  # "rank.  score"
+        if head:
+            row = ranked.iloc[int(head[0].split(".")[0]) - 1]
+            ax.set_title(f"{head[0]}  {row.get('category', '')}\n{short_name(row.get('defect', ''), row['path'])}", fontsize=8, loc="left")
+    figure.suptitle(figure.get_suptitle().replace("frame: red =", "frame: orange ="), x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def short_name(kind: str, path: str, length: int = 26) -> str:
+    """Kind of defect and file name without its ending; where both are too long, the kind is cut.
+
+    >>> short_name("good", "capsule/test/good/031.png"), short_name("", "parts/a.png"), short_name("contamination", "x/part_0004.png", 20)
+    ('good 031', 'a', 'contamina… part_0004')
+    """
+    stem, kind = Path(path).stem, "" if kind in ("", "unknown") else kind
+    room = length - len(stem) - 1
+    kind = kind if len(kind) <= room else f"{kind[: max(room - 1, 1)]}…"
+    return f"{kind} {stem}".strip()
+
+
 def write_report(
     folder: Any,
     predictions: pd.DataFrame,
@@ -55,7 +88,8 @@ def write_report(
 
     Args:
         folder: a Run (the files go to its ``report/``) or a path.
-        predictions: the long table path, label (0, 1, -1 unknown), method, part, score; higher = more anomalous.
+        predictions: the long table path, label (0, 1, -1 unknown), method, part, score; higher = more anomalous. Its columns category and
+            defect, where it has them, name the images on the contact sheet.
         maps: (N, h, w) anomaly maps of ``paths``, in that order, or None.
         shots: how many good images were given.
         method, part: which score ranks the images; the other scores become further columns.
@@ -73,7 +107,7 @@ def write_report(
     if maps is not None:
         maps = np.asarray(maps, dtype=float)
         if paths is None or len(paths) != len(maps) or maps.ndim != 3:
-            raise FsadError(f"Found maps of shape {maps.shape} for {len(paths or [])} paths; expected (N, h, w), one a path.")
+            raise FsadError(f"Found maps of shape {maps.shape} for {len(paths or [])} paths; expected (N, h, w), one per path.")
         where = {str(p): i for i, p in enumerate(paths)}
         missing = [p for p in ranked["path"] if p not in where]
         if missing:
@@ -84,11 +118,10 @@ def write_report(
     out["predictions"] = folder / "predictions.csv"
     with replacing(out["predictions"]) as temporary:
         ranked.to_csv(temporary, index=False, float_format="%.6g")
-    labels = ranked["label"].map({"good": 0, "defective": 1}).fillna(-1).astype(int).tolist()
-    sheet = plots.contact_sheet(
-        ranked["path"].tolist(), ranked["score"].tolist(), maps, labels, limit,
-        title=f"Most anomalous first. {threshold_note(shots).splitlines()[0]}\n",
-    )  # fmt: skip
+    known = predictions.drop_duplicates("path")
+    known = known[[column for column in ("path", "label", "category", "defect") if column in known]]
+    images = ranked[["path", "score"]].merge(known, on="path", how="left")
+    sheet = contact_sheet(images, maps, limit=limit, title=f"Most anomalous first. {threshold_note(shots).splitlines()[0]}\n")
     out["contact_sheet"] = folder / "contact_sheet.png"
     with replacing(out["contact_sheet"]) as temporary:
         sheet.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
@@ -142,7 +175,8 @@ def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
     lines = ["# Report", "", *threshold_note(shots).splitlines(), ""]
     lines += [f"{len(ranked)} images, ranked by the score {method} {part}; higher is more anomalous.", ""]
     lines += ["| rank | image | score | label |", "|---|---|---|---|"]
-    lines += [f"| {r.rank} | {'/'.join(Path(r.path).parts[-2:]).replace('|', ' ')} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
+    root = os.path.commonpath([os.path.dirname(path) for path in ranked["path"]])  # names below it are unique
+    lines += [f"| {r.rank} | {Path(r.path).relative_to(root).as_posix().replace('|', ' ')} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
     if len(ranked) > 20:
         lines.append(f"\nThe other {len(ranked) - 20} images are in predictions.csv.")
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ import torch
 from fsad_lib import datasets
 from fsad_lib.__main__ import main
 from fsad_lib.anomalysd import figures
+from fsad_lib.anomalysd.stages import Synthesized
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import overrides_tag
 from fsad_lib.tables import _rows, to_markdown
@@ -193,10 +194,41 @@ def test_figures_of_a_lesson():
     x, m = torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.bool)
     m[..., 4:8, 4:8] = True
     assert len(figures.foregrounds(x, m[:, :1], m).axes) == 2 * 5
-    assert len(figures.twin_rows(x[0], m[0], torch.rand(3, 3, 16, 16), torch.rand(3, 16, 16), list("abc")).axes) == 9
+    assert len(figures.twin_rows(x[0], m[0], torch.rand(3, 3, 16, 16), torch.rand(3, 16, 16), list("abc")).axes) == 9 + 1  # a colour bar
     with pytest.raises(FsadError, match="as many"):
         figures.twin_rows(x[0], m[0], torch.rand(2, 3, 16, 16), torch.rand(3, 16, 16), list("abc"))
-    assert len(figures.map_strip(x, {"S": torch.rand(2, 8, 8), "map": np.zeros((2, 16, 16))}, m[:, 0], ["a", "b"]).axes) == 8
+    strip = figures.map_strip(x, {"S": torch.rand(2, 8, 8).clamp(0.2, 0.5), "map": np.zeros((2, 16, 16))}, m[:, 0], ["a", "b"])
+    assert [[t.get_text() for t in bar.get_xticklabels()] for bar in strip.axes[8:]] == [["0.20", "0.50"], ["0.00", "0.00"]]
+    assert len(strip.axes[3].collections) == 2, "an outline on a dark line"
+    rows = figures.picture_rows({"masked": x, "repainted": x}, ["a", "b"])
+    assert [rows.axes[0].get_ylabel(), rows.axes[2].get_ylabel()] == ["masked", "repainted"] and rows.axes[1].get_title() == "b"
+    with pytest.raises(FsadError, match="as many"):
+        figures.picture_rows({"masked": x, "repainted": x[:1]})
     steps = pd.DataFrame({"step": range(1, 6), "loss": 0.5, "mse": 0.1, "perceptual": 0.2})
     assert len(figures.loss_curves(steps[["step", "loss"]], steps).axes) == 3
     assert figures.loss_curves(steps[["step"]][:0], steps[["step"]][:0]).axes[0].texts[-1].get_text() == "not trained"
+
+
+def test_sensitivity_shows_minifab_first_and_explains_its_bars():
+    table = pd.DataFrame([
+        {"data_set": unit, "parameter": "alpha", "value": v, "metric": "image_auroc", "ours": 60.0, "low": 50.0, "high": 70.0}
+        for unit in ("ELPV mono", "MiniFab") for v in (0, 1)
+    ])  # fmt: skip
+    figure = figures.sensitivity(table, {"alpha": 0.5})
+    assert [ax.get_title(loc="left") for ax in figure.axes[::2]] == ["MiniFab", "ELPV mono"]
+    assert "95 % interval over products" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_overview_has_numbers_at_its_axes_and_no_untitled_picture(known):
+    x, m = torch.rand(2, 3, 16, 16), torch.zeros(2, 4, 16, 16, dtype=torch.bool)
+    m[..., 4:8, 4:8] = True
+    maps = {name: np.full((2, 16, 16), 0.5) for name in ("S2", "s_ms", "s_pg", "map")}
+    twins = Synthesized(x, ["a", "b"], ["c", "c"], [0, 1], np.array([[2, 2, 2, 0]] * 2), np.full((2, 4), ""), m.numpy(), torch.rand(2, 4, 3, 16, 16),
+                        np.ones((2, 4, 16, 16)), x, maps)  # fmt: skip
+    figure = figures.overview(x, m[:, :1], pd.DataFrame({"step": [1, 2], "loss": [0.2, 0.1]}), twins, 1, m[1, 0] if known else None)
+    heads = [ax.get_title() or ax.get_title(loc="left") for ax in figure.axes]
+    assert ("true defect" in heads) == known and heads[-1] == ("true defect" if known else r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")
+    curve = next(ax for ax in figure.axes if ax.lines)
+    assert any(t.get_text() for t in curve.get_yticklabels())
+    assert {ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()} == {"0 to 0.5"}

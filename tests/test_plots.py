@@ -131,10 +131,24 @@ def test_report_ranks_and_says_what_it_cannot_tell(folder):
     hot, cold = (np.asarray(Image.open(folder / "out" / csv.heatmap[i]))[:, 256:].astype(float) for i in (0, 4))
     assert np.ptp(hot - hot.mean(-1, keepdims=True)) > np.ptp(cold - cold.mean(-1, keepdims=True))
     text = out["report"].read_text()
+    assert "| 1 | part1.png | 0.9000 |" in text
     assert "no reliable threshold" in text and "20 %" in text and "299" in text
     report.write_report(folder / "out", table.assign(score=-table.score), maps, paths, shots=1)
     assert len(list((folder / "out/heatmaps").iterdir())) == 5  # the earlier ranking's maps are gone
     assert csv.label.isna().all()
+
+
+def test_contact_sheet_names_product_kind_and_file(folder):
+    paths, table = predictions(folder, [0.1, 0.9, 0.3, 0.2, 0.4], (0, 1, 0, 1, -1))
+    images = table[table.method == "adp"].assign(category=list("abcde"), defect=["good", "wrong_count", "good", "discoloration", "unknown"])
+    sheet = report.contact_sheet(images, np.zeros((5, 4, 4)), size=16)
+    assert [ax.get_title(loc="left") for ax in sheet.axes] == [
+        "1.  0.900  b\nwrong_count part1", "2.  0.400  e\npart4", "3.  0.300  c\ngood part2", "4.  0.200  d\ndiscoloration part3", "5.  0.100  a\ngood part0",
+    ]  # fmt: skip
+    assert sheet.get_suptitle().endswith("frame: orange = defective, blue = good")
+    assert sheet.axes[0].spines["left"].get_edgecolor()[:3] == pytest.approx((0xD5 / 255, 0x5E / 255, 0))
+    few = report.contact_sheet(images.drop(columns=["category", "defect"]).assign(label=-1), limit=24, size=16)
+    assert few.axes[0].get_title(loc="left") == "1.  0.900  \npart1" and "frame" not in few.get_suptitle()
 
 
 def test_report_refuses_what_does_not_fit(folder):

@@ -107,13 +107,13 @@ def _small(pixels: np.ndarray, side: int) -> np.ndarray:
 def word_strips(
     table: pd.DataFrame, normal: str | None = None, colours: Mapping[str, str] | None = None, label: str = "P(flawless [c] | image)"
 ) -> Figure:
-    """One row a word, one dot an image: does the word keep the normal images apart from the damaged ones?
+    """One row per word, one dot per image: does the word keep the normal images apart from the damaged ones?
 
     Args:
         table: :func:`fsad_lib.adp.probes.p_normal`: word, group, image, p_normal.
         normal: the group that should lie to the right; the first by default. Beside each row stands, for every other group, the share
             of pairs in the right order (1 = perfect, 0.5 = chance).
-        colours: group -> colour; by default blue for ``normal``, orange for pseudo-anomalies, red and others for the rest.
+        colours: group -> colour; by default blue for ``normal``, yellow for pseudo-anomalies, orange and others for the rest.
     """
     words, groups = list(dict.fromkeys(table["word"])), list(dict.fromkeys(table["group"]))
     normal = normal or groups[0]
@@ -176,15 +176,15 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
 
     Args:
         trace: concept, step, denoising_loss, p_normal, hinge.
-        sweep: :func:`fsad_lib.adp.concepts.tau_sweep` on the shots, which eq. 3 pulls up.
+        sweep: :func:`fsad_lib.adp.concepts.tau_sweep` on the shots, which eq. 3 pulls up; pale lines are single shots, bold is their median.
         gradients: :func:`fsad_lib.adp.probes.gradient_sweep`: tau, denoising_gradient, clip_gradient and maybe hinge_gradient.
         gamma, tau: the values in use.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), layout="constrained")
     _terms(axes[0], trace, gamma)
     top = axes[1]
     captions = (
-        ("p_normal", "P(flawless | shot)", "the smaller τ, the surer every answer"),
+        ("p_normal", "P(flawless | shot)", "small τ: surer   (pale: one shot; bold: median)"),
         ("gradient", "|dP / d similarity|", "small τ: steep near P = 0.5, flat far from it"),
     )
     for ax, (column, title, caption) in zip(top, captions, strict=False):
@@ -202,9 +202,7 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
         ax.plot(gradients["tau"], hinge.where(hinge > 0), color=PSEUDO, marker="s", label=f"hinge of eq. 4{rests}")
     ax.set_yscale("log")
     _head(ax, "Pull on the word", "length of each term's gradient with respect to c")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
-    ax.legend(loc="upper right", fontsize=7.5)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24), fontsize=7.5)  # below the panel, clear of the curves
     top[0].set_ylim(-0.02, 1.02)
     for ax in top:
         ax.set(xscale="log", xlabel="τ")
@@ -242,7 +240,7 @@ def _terms(axes: Sequence[Axes], trace: pd.DataFrame, gamma: float) -> None:
 
 @styled
 def weight_bars(details: Mapping[str, Mapping[str, float]], used: Sequence[str] = ("c_n", "c_a", "label")) -> Figure:
-    """Eq. 5 in its two halves, one bar a word: P(flawless | shots) + P(damaged | pseudo-anomalies).
+    """Eq. 5 in its two halves, one bar per word: P(flawless | shots) + P(damaged | pseudo-anomalies).
 
     Args:
         details: word -> {"p_normal_shots": ..., "p_normal_pseudo": ...}.

@@ -126,7 +126,7 @@ def gradient_sweep(
         alpha: weight of the CLIP terms.
 
     Returns:
-        One row a tau: tau; denoising_gradient (the same in every row); clip_gradient = |alpha d mean_i P(x_i) / dc| over the shots;
+        One row per tau: tau; denoising_gradient (the same in every row); clip_gradient = |alpha d mean_i P(x_i) / dc| over the shots;
         with pseudo-anomalies hinge_gradient = |alpha d mean_j (P(pseudo_j) - gamma)^+ / dc|, 0 while none of them is above gamma.
     """
     if (pseudo is None) != (gamma is None):

@@ -1,8 +1,9 @@
-"""Figures of AnomalySD: masks, twins, differences, fusion; loss curves; sensitivity; the method in one picture.
+"""Figures of AnomalySD: rows of pictures, masks, twins, differences, fusion; loss curves; sensitivity; the method in one picture.
 
 Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib.plots`. Images are (B, 3, H, W) in [0, 1].
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fsad_lib.errors import FsadError
@@ -28,9 +32,12 @@ from fsad_lib.plots import (
     to_pixels,
 )
 
-__all__ = ["foregrounds", "loss_curves", "map_strip", "of_run", "overview", "score_sentence", "sensitivity", "twin_rows", "write_all"]
+__all__ = [
+    "foregrounds", "loss_curves", "map_strip", "of_run", "overview", "picture_rows", "score_sentence", "sensitivity", "twin_rows", "write_all",
+]  # fmt: skip
 
 COLOURS = {"image_auroc": BLUE, "pixel_auroc": GREEN, "aupro": ORANGE}
+ORDER = ("MVTec AD", "VisA", "MiniFab", "MiniFab (development)")  # of data sets; all others after them
 NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 
@@ -43,9 +50,46 @@ def _masked(pixels: np.ndarray, m: np.ndarray) -> np.ndarray:
     return np.where(m[..., None], 0.5, pixels)
 
 
+def _outline(ax: Axes, mask: np.ndarray, width: float = 1.2) -> None:
+    """The border of a (H, W) bool mask: yellow on a dark line, so that it shows on every ground."""
+    for colour, extra in ((INK, 1.6), (YELLOW, 0)):
+        ax.contour(mask.astype(float), [0.5], colors=[colour], linewidths=width + extra)
+
+
+def _bar(figure: Figure, axes: Sequence[Axes], low: float, high: float, label: str = "", shrink: float = 0.85, aspect: float = 14) -> None:
+    """A thin colour bar below ``axes``, with its two ends as numbers."""
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, high), "inferno"), ax=list(axes), location="bottom", ticks=[low, high], shrink=shrink, aspect=aspect, pad=0.02
+    )
+    digits = 2 if high < 1e-6 else min(max(1 - math.floor(math.log10(high)), 2), 5)
+    bar.ax.set_xticklabels([f"{low:.{digits}f}", f"{high:.{digits}f}"])
+    for text, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
+        text.set_horizontalalignment(side)
+    bar.ax.tick_params(labelsize=7, length=0)
+    bar.outline.set_visible(False)
+    bar.set_label(label, fontsize=8)
+
+
+@styled
+def picture_rows(rows: Mapping[str, object], titles: Sequence[str] | None = None, size: float = 1.1) -> Figure:
+    """Images in labelled rows, one above the other: name -> (B, 3, H, W), as many in each; titles: B, above the first row."""
+    pixels = {name: to_pixels(x) for name, x in rows.items()}
+    counts = [len(x) for x in pixels.values()]
+    if len(set(counts)) != 1 or (titles is not None and len(titles) != counts[0]):
+        raise FsadError(f"found rows of {counts} images and {'no' if titles is None else len(titles)} titles; expected as many of each.")
+    figure, axes = plt.subplots(
+        len(pixels), counts[0], figsize=(size * counts[0] + 0.6, size * len(pixels) + 0.2), squeeze=False, layout="constrained"
+    )
+    for row, (name, pictures) in zip(axes, pixels.items(), strict=True):
+        for i, ax in enumerate(row):
+            show_picture(ax, pictures[i], titles[i] if titles is not None and ax in axes[0] else "")
+        row[0].set_ylabel(name, fontsize=8)
+    return figure
+
+
 @styled
 def foregrounds(x, where, masks, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
-    """Shots, their foreground, and random rectangles restricted to it: one column an image.
+    """Shots, their foreground, and random rectangles restricted to it: one column per image.
 
     Args:
         x: (B, 3, H, W); where: (B, 1, H, W) bool; masks: (B, M, H, W) bool, M rectangles of each image.
@@ -93,7 +137,7 @@ def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
 
 @styled
 def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None, size: float = 1.15) -> Figure:
-    """One image and some of its passes: the masked image, the normal twin, their difference; one column a pass.
+    """One image and some of its passes: the masked image, the normal twin, their difference with its colour bar; one column per pass.
 
     Args:
         x: (3, H, W); m: (P, H, W) bool; x_hat: (P, 3, H, W); d: (P, H, W); titles: P.
@@ -104,19 +148,21 @@ def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None,
         raise FsadError(f"found {len(m)} masks, {len(twins)} twins, {len(d)} differences and {len(titles)} titles; expected as many of each.")
     inside = np.where(m, d, 0)
     top = limit or max(float(inside.max()), 1e-9)
-    figure, axes = plt.subplots(3, len(m), figsize=(size * len(m) + 0.6, size * 3 + 0.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(3, len(m), figsize=(size * len(m) + 0.6, size * 3 + 0.6), squeeze=False, layout="constrained")
     for i in range(len(m)):
         show_picture(axes[0, i], _masked(picture, m[i]), titles[i])
         show_picture(axes[1, i], twins[i])
         show_picture(axes[2, i], inside[i], cmap="inferno", vmin=0, vmax=top)
     for ax, name in zip(axes[:, 0], ("masked", "normal twin", "difference D"), strict=True):
         ax.set_ylabel(name, fontsize=8)
+    _bar(figure, axes.flat, 0, top, "D" if len(m) == 1 else "D, the same scale in every column", aspect=14 if len(m) == 1 else 40)
     return figure
 
 
 @styled
 def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
-    """From the scales to the final map: image, every map, the true defect; one row an image, one colour scale for each column.
+    """From the scales to the final map: image, every map, the true defect; one row per image. Each column of maps has one colour scale, from its
+    smallest to its largest value, which stand at the bar below it.
 
     Args:
         x: (B, 3, H, W); maps: name -> (B, h, w); masks: (B, H, W) bool or None.
@@ -124,35 +170,40 @@ def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] |
     pixels, arrays = to_pixels(x), {name: _array(v) for name, v in maps.items()}
     columns = 1 + len(arrays) + (masks is not None)
     figure, axes = plt.subplots(
-        len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.3), squeeze=False, layout="constrained"
+        len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.9), squeeze=False, layout="constrained"
     )
+    scales = {name: (float(v.min()), max(float(v.max()), float(v.min()) + 1e-9)) for name, v in arrays.items()}
     for i, row in enumerate(axes):
         show_picture(row[0], pixels[i], "image" if i == 0 else "")
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
-            show_picture(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
+            show_picture(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=scales[name][0], vmax=scales[name][1])
         if masks is not None:
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
-            mask = _array(masks)[i].astype(float)
+            mask = _array(masks)[i]
             if mask.any():
-                row[-1].contour(mask, [0.5], colors=[YELLOW], linewidths=1.2)
+                _outline(row[-1], mask)
             else:
                 row[-1].set_xlabel("no defect", fontsize=8)
+    for column, (low, high) in enumerate(scales.values(), 1):
+        _bar(figure, axes[:, column], low, high)
+    for ax in axes.flat:
+        ax.set_anchor("S")  # a colour bar moves its own column there
     return figure
 
 
 @styled
 def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) -> Figure:
-    """The effect of lambda and alpha: a row a data set, a column a parameter; bars are 95 % intervals where there are any.
+    """The effect of lambda and alpha: one row per data set, MiniFab before real images, one column per parameter; bars are 95 % intervals.
 
     Args:
         table: :func:`fsad_lib.tables.anomalysd.sensitivity`. chosen: "lambda" and "alpha" of the profile, marked by a line.
     """
     if table.empty:
         raise FsadError("Nothing to draw: no run is complete. Run the grid first: python -m fsad_lib grid anomalysd.")
-    units = list(dict.fromkeys(table.data_set))
-    figure, axes = plt.subplots(len(units), 2, figsize=(8, 2.6 * len(units)), squeeze=False, layout="constrained", sharey="row")
+    units = sorted(set(table.data_set), key=lambda unit: (ORDER.index(unit) if unit in ORDER else len(ORDER), unit))
+    figure, axes = plt.subplots(len(units), 2, figsize=(8, 2.6 * len(units) + 0.3), squeeze=False, layout="constrained", sharey="row")
     for row, unit in zip(axes, units, strict=True):
         for ax, parameter in zip(row, ("lambda", "alpha"), strict=True):
             block = table[(table.data_set == unit) & (table.parameter == parameter)]
@@ -171,6 +222,8 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # not every unit has masks
     if named:
         figure.legend(named.values(), named.keys(), loc="outside right upper")
+    bars = "Bars: 95 % interval over products, seeds averaged first; over images where a data set is one product."
+    figure.supxlabel(bars, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
 
@@ -187,11 +240,13 @@ def score_sentence(good: float, bad: float) -> str:
 
 @styled
 def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, prompt: str = "", subtitle: str = "") -> Figure:
-    """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen).
+    """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen). Each map's
+    colours run from 0 to its largest value, which stands below it.
 
     Args:
         shots: (N, 3, H, W), the first six are shown; where: (N, 1, H, W) bool, their foreground; trace: the U-Net's, columns step, loss.
-        twins: a :class:`fsad_lib.anomalysd.stages.Synthesized`; index: which of its images; mask: (H, W) bool, its true defect.
+        twins: a :class:`fsad_lib.anomalysd.stages.Synthesized`; index: which of its images; mask: (H, W) bool, its true defect;
+            None where it is not known.
     """
     pixels, where = to_pixels(shots)[:6], _array(where)[:6, 0]
     figure = plt.figure(figsize=(12, 6.6))
@@ -212,31 +267,40 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     curve = figure.add_subplot(grid[3, :])
     if len(trace):
         curve.plot(trace["step"], trace["loss"].rolling(max(1, len(trace) // 10), min_periods=1, center=True).mean(), color=BLUE)
-    curve.set_title("U-Net loss, smoothed", fontsize=8)
-    curve.tick_params(labelsize=7, labelleft=False)  # its height is in the figure of the losses
+    curve.set_title("U-Net loss over steps, smoothed", fontsize=8)
+    curve.tick_params(labelsize=7)
+    curve.yaxis.tick_right()  # there is room between the two halves
+    curve.spines[["left", "right"]].set_visible([False, True])
 
     # judging
     picture, k = to_pixels(twins.x[index])[0], twins.k[index]
     chosen = [int(np.flatnonzero(k == scale)[0]) for scale in dict.fromkeys(k.tolist())]
     columns = max(len(chosen) + 1, 4)
-    grid = right.subgridspec(4, columns, hspace=0.25, wspace=0.08)
+    grid = right.subgridspec(4, columns, hspace=0.4, wspace=0.08)
     figure.text(0.335, 0.89, "2  Judge: repaint as normal, measure what changed", fontsize=10.5, fontweight="bold")
     show_picture(figure.add_subplot(grid[0, 0]), picture, "test image", ANOMALOUS if twins.label[index] == 1 else NORMAL)
     inside = np.where(twins.m[index], twins.d[index], 0)
+
+    def show_map(place, values, head: str) -> None:
+        ax, top = figure.add_subplot(place), max(float(np.max(values)), 1e-9)
+        show_picture(ax, values, head, cmap="inferno", vmin=0, vmax=top)
+        ax.set_xlabel(f"0 to {top:.2g}", fontsize=7, labelpad=2)
+
     for column, p in enumerate(chosen, 1):
         head = "prototype-guided" if k[p] == 0 else f"{k[p]} x {k[p]} cells"
         show_picture(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), f"mask, {head}")
         show_picture(figure.add_subplot(grid[1, column]), to_pixels(twins.x_hat[index, p])[0], "normal twin")
         name = "s_pg" if k[p] == 0 else f"S{k[p]}"
         head = "$S_{pg}$" if k[p] == 0 else f"$S^{{({k[p]})}}$"
-        show_picture(figure.add_subplot(grid[2, column]), twins.maps.get(name, [inside[p]] * len(twins.x))[index], head, cmap="inferno", vmin=0)
+        show_map(grid[2, column], twins.maps.get(name, [inside[p]] * len(twins.x))[index], head)
     last = [("s_ms", "$S_{ms}$, harmonic mean"), ("map", r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")]
     for column, (name, head) in enumerate(last, 1):
-        show_picture(figure.add_subplot(grid[3, column]), twins.maps[name][index], head, cmap="inferno", vmin=0)
-    ax = figure.add_subplot(grid[3, 3])
-    show_picture(ax, picture, "true defect" if mask is not None else "")
-    if mask is not None and _array(mask).any():
-        ax.contour(_array(mask).astype(float), [0.5], colors=[YELLOW], linewidths=1.3)
+        show_map(grid[3, column], twins.maps[name][index], head)
+    if mask is not None:
+        ax = figure.add_subplot(grid[3, 3])
+        show_picture(ax, picture, "true defect")
+        if _array(mask).any():
+            _outline(ax, _array(mask))
     return figure
 
 

@@ -15,6 +15,8 @@ from fsad_lib.runs import project_root
 
 SHOTS = (2, 4, 8, 16)
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "aupro")
+LOCO_METRIC = "au_spro"
+"""MVTec LOCO's own, beside those of every data set: empty elsewhere."""
 NOT_RUN = "not run"
 NONE = "–"
 
@@ -68,7 +70,7 @@ PROTOCOLS = {
 }
 
 COLUMNS = [
-    "profile", "dataset", "category", "unit", "shots", "seed", "tag", "method", "part", "group", *METRICS, "n", "folder",
+    "profile", "dataset", "category", "unit", "shots", "seed", "tag", "method", "part", "group", *METRICS, LOCO_METRIC, "n", "folder",
 ]  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def collect(root: str | Path | None = None, profile: str = "mini", paper: str = 
     return copy
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path, ...], stamps) -> pd.DataFrame:
     records, stale = [], []
     for path in paths:
@@ -161,14 +163,14 @@ def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path
             category = row.get("category", path.parts[-4])  # a run of all categories names them in its rows
             records.append(
                 {
-                    **{name: row.get(name) for name in (*METRICS, "n")},
+                    **{name: row.get(name) for name in (*METRICS, LOCO_METRIC, "n")},
                     "profile": profile, "dataset": dataset, "category": category,
                     "unit": unit_name(dataset, category), "shots": int(match[1]), "seed": int(match[2]),
                     "tag": tag, "method": row["method"], "part": row["part"], "group": row.get("group", "all"),
                     "folder": str(path.parent),
                 }
             )  # fmt: skip
-    table = pd.DataFrame.from_records(records, columns=COLUMNS).astype(dict.fromkeys(METRICS, float))
+    table = pd.DataFrame.from_records(records, columns=COLUMNS).astype(dict.fromkeys((*METRICS, LOCO_METRIC), float))
     table.attrs["stale"] = stale
     return table
 
@@ -321,13 +323,14 @@ def mean_over_categories(
 
     Returns:
         mean, std, low, high in percent (NaN where there is none), n (seeds), categories, expected, state
-        ("run", "partial": some expected category is missing from every seed, "not run").
+        ("run", "partial": some expected category is missing from every seed, "not run", "–": run, but it has no such metric: no masks, no map).
     """
+    judged = (picked.group == group).any()
     picked = picked[(picked.group == group) & picked[metric].notna()]
     wanted = sorted(picked.category.unique()) if expected is None else list(expected)
     empty = dict.fromkeys(("mean", "std", "low", "high"), np.nan) | {"n": 0, "categories": 0, "expected": len(wanted)}
     if picked.empty:
-        return empty | {"state": NOT_RUN}
+        return empty | {"state": NONE if judged else NOT_RUN}
     if picked.duplicated(["category", "seed"]).any():
         twice = picked[picked.duplicated(["category", "seed"], keep=False)].folder.unique()
         raise FsadError(f"Two runs give the same category and seed: {', '.join(twice)}. Keep one of them.")

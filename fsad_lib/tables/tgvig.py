@@ -12,25 +12,28 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from fsad_lib.runs import overrides_tag, project_root, read_json
+from fsad_lib.runs import overrides_tag, project_root, read_json, replacing
 from fsad_lib.tables._paper import own_choices
 from fsad_lib.tables._rows import (
+    COLUMNS,
     NONE,
     NOT_RUN,
     _read_csv,
     _stale,
+    bootstrap_categories,
     collect,
     difference,
     expected_categories,
     mean_over_categories,
     units,
 )
-from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
+from fsad_lib.tables._text import check_name, interval, number, to_csv, verdict, write_rows, write_table
 
 __all__ = [
-    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "MEMORIES", "METRICS", "TABLE1_TAG", "ablation_overrides", "baseline_overrides", "claims", "compare",
-    "gains", "memories", "one_run", "per_class", "prompts", "quality", "reported", "rows_of", "show_gains", "show_memories", "table1", "table1_overrides",
-    "table3", "write_all",
+    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "MEMORIES", "METRICS", "SHOWN", "TABLE1_TAG", "ablation_overrides", "all_rows", "baseline_overrides",
+    "claims", "committed_rows", "compare", "convergence", "gains", "gains_reported", "losses", "memories", "one_run", "per_class", "prompts", "quality",
+    "quality_rows", "reported", "rows_of", "run_part", "show_convergence", "show_gains", "show_gains_reported", "show_memories", "surface", "table1",
+    "table1_overrides", "table3", "words", "write_all",
 ]  # fmt: skip
 
 BASELINES = {"patchcore": "PatchCore", "cflow": "CFlow", "efficientad": "EfficientAD", "reverse_distillation": "Reverse Distillation"}
@@ -43,6 +46,8 @@ ARMS = {
 CONTROLS = ("shots", "duplicated", "augmented")
 """What the generated images are measured against; only the first is the paper's."""
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+SHOWN = METRICS | {"au_spro": "AU-sPRO"}
+"""The metrics of one run; AU-sPRO (up to 5 % of false positives) is MVTec LOCO's own."""
 SETTINGS = ("1", "5", "full")
 """The paper's numbers of shots; "full": all normal training images."""
 UNITS = {"mvtec_ad": "MVTec AD", "btad": "BTAD", "mvtec_loco": "MVTec LOCO"}
@@ -82,6 +87,14 @@ TABLE2 = {
     "our_prompt": ("tgvig", "best"),
 }  # fmt: skip
 """row of Table 2 -> (generator, prompt) of a run's quality rows; further rows of a run are added as ours."""
+
+
+def words(setting: str) -> str:
+    """
+    >>> words("1"), words("5"), words("full")
+    ('1 shot', '5 shots', 'all images')
+    """
+    return "all images" if setting == "full" else f"{setting} shot{'' if setting == '1' else 's'}"
 
 
 def baseline_overrides(name: str) -> str:
@@ -148,6 +161,28 @@ def rows_of(root: str | Path | None = None, profile: str = "mini", overrides: st
     return table
 
 
+def committed_rows(profile: str = "mini", root: str | Path | None = None) -> pd.DataFrame:
+    """The plain rows of ``data/results/tgvig_<profile>.csv``, as :func:`rows_of` gives them, for a machine without the runs.
+
+    Without predictions there is no interval over test images, hence none for a single category.
+    """
+    from fsad_lib.datasets.minifab import TRAIN_GOOD
+
+    path = Path(root or project_root()) / "data" / "results" / f"tgvig_{check_name(profile)}.csv"
+    table = pd.read_csv(path, dtype={"category": str, "tag": str}).fillna({"tag": ""})
+    own = {overrides_tag(text) if text else "": name for name, text in ((name, baseline_overrides(name)) for name in BASELINES)}
+    table = table[table.tag.map(own) == table.method].reset_index(drop=True)
+    full = (table.dataset == "minifab") & (table.shots == TRAIN_GOOD)
+    return table.assign(folder="", setting=table.shots.astype(str).mask(full, "full")).reindex(columns=[*COLUMNS, "setting"])
+
+
+def all_rows(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
+    """The rows behind every table: those of the plain runs, of the ablations, of the memories and of Table 1, told apart by the column tag."""
+    tags = [overrides_tag(text) for text in (*ablation_overrides(profile), *MEMORIES[profile].values()) if text]
+    found = [rows_of(root, profile), *(rows_of(root, profile, tag=tag) for tag in dict.fromkeys([*tags, TABLE1_TAG]))]
+    return pd.concat([rows for rows in found if len(rows)] or found[:1], ignore_index=True)
+
+
 def _gap(rows: pd.DataFrame, left: str, right: str, metric: str = "image_auroc") -> dict:
     """left - right over the categories and seeds that both arms have, in points with the interval, and relative to right in percent."""
     empty = dict.fromkeys(("mean", "low", "high", "relative"), np.nan) | {"per_category": pd.Series(dtype=float)}
@@ -161,13 +196,16 @@ def _gap(rows: pd.DataFrame, left: str, right: str, metric: str = "image_auroc")
     return found | {"relative": found["mean"] / base if base else np.nan}
 
 
-def gains(root: str | Path | None = None, profile: str = "mini", settings: Sequence[str] = SETTINGS) -> pd.DataFrame:
+def gains(root: str | Path | None = None, profile: str = "mini", settings: Sequence[str] = SETTINGS, rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every arm of every baseline, and what the generated images gain over each control.
 
-    One row per data set, profile, setting, baseline, metric and arm: reported (ours of the paper, arm "generated"), ours, ours_std,
-    n_seeds, low, high, categories, expected, state; and gain, gain_low, gain_high, relative: generated minus this arm.
+    Args:
+        rows: of :func:`rows_of` or :func:`committed_rows`; None: of the profile's runs.
+
+    One row per data set, profile, setting, baseline, metric (MVTec LOCO: AU-sPRO too) and arm: reported (ours of the paper, arm "generated"),
+    ours, ours_std, n_seeds, low, high, categories, expected, state; and gain, gain_low, gain_high, relative: generated minus this arm.
     """
-    mine, real = rows_of(root, profile), rows_of(root, "paper")
+    mine, real = rows_of(root, profile) if rows is None else rows, rows_of(root, "paper")
     said = reported("averages", root).set_index(["dataset", "shots", "baseline", "metric"])["mean"]
     records = []
     for of, dataset, unit in units(UNITS, mine, profile):
@@ -175,7 +213,7 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
         for setting in settings:
             for name in BASELINES:
                 rows = block[(block.setting == setting) & (block.method == name)]
-                for metric in METRICS:
+                for metric in SHOWN if dataset == "mvtec_loco" else METRICS:
                     for arm in ("shots", "generated", "duplicated", "augmented"):
                         cell = mean_over_categories(rows[rows.part == arm], expected_categories(dataset), metric)
                         if cell["state"] == "partial" and of == "paper":  # part of a benchmark is not the benchmark
@@ -193,8 +231,8 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
 
 
 def _cell(row) -> str:
-    if row.state == NOT_RUN:
-        return NOT_RUN
+    if row.state in (NOT_RUN, NONE):
+        return row.state
     covered = f"{row.categories} of {row.expected} categories"
     if pd.isna(row.ours):
         return f"partial: {covered}"
@@ -206,7 +244,7 @@ def show_gains(table: pd.DataFrame) -> pd.DataFrame:
     records = []
     for (unit, profile, shots, name, metric), block in table.groupby(["data_set", "profile", "shots", "baseline", "metric"], sort=False):
         said = block.reported.dropna()
-        head = {"Data set": unit, "Profile": profile, "Shots": shots, "Baseline": name, "Metric": METRICS[metric]}
+        head = {"Data set": unit, "Profile": profile, "Shots": shots, "Baseline": name, "Metric": SHOWN[metric]}
         for row in block.itertuples():
             if (block.state == NOT_RUN).all() and row.arm != "generated":
                 continue
@@ -219,6 +257,25 @@ def show_gains(table: pd.DataFrame) -> pd.DataFrame:
                         "relative, %": NONE if none else f"{row.relative:+.1f}"}
             )  # fmt: skip
     return pd.DataFrame(records)
+
+
+def run_part(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The blocks of :func:`gains` (data set, shots, baseline) that were run, and one sentence that names the others ("" if there are none).
+
+    >>> none = {"profile": "mini", "state": "not run", "shots": "1"}
+    >>> rows = [none | {"data_set": "A", "baseline": "CFlow"}, none | {"data_set": "B", "baseline": "CFlow", "state": "run"}, none | {"data_set": "B", "baseline": "PatchCore"}]
+    >>> run_part(pd.DataFrame(rows))[1]
+    'Not run: A (profile mini); PatchCore on B at 1 shot.'
+    """
+    run = (table.state != NOT_RUN).groupby([table.data_set, table.profile, table.shots, table.baseline]).transform("any")
+    anything = run.groupby([table.data_set, table.profile]).transform("any")
+    whole = table[~anything].drop_duplicates(["data_set", "profile"])
+    texts = [f"{', '.join(block.data_set)} (profile {profile})" for profile, block in whole.groupby("profile", sort=False)]
+    part = table[~run & anything].drop_duplicates(["data_set", "shots", "baseline"])
+    part = part.groupby(["data_set", "shots"], sort=False).baseline.agg(lambda names: "all detectors" if len(names) == len(BASELINES) else ", ".join(names))
+    for (names, shots), block in part.reset_index().groupby(["baseline", "shots"], sort=False):
+        texts.append(f"{names} on {', '.join(block.data_set)} {'with' if shots == 'full' else 'at'} {words(shots)}")
+    return table[run], f"Not run: {'; '.join(texts)}." if texts else ""
 
 
 def memories(root: str | Path | None = None, profile: str = "mini", setting: str = "1") -> pd.DataFrame:
@@ -285,6 +342,151 @@ def _show_per_class(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(wide).reset_index().rename(columns={"category": "Class"})
 
 
+# -------------------------------------------------------------------- the gains that the paper's text gives
+_DETECTION = {"image_auroc": "detection (image AUROC)", "pixel_auroc": "segmentation (pixel AUROC)"}
+
+
+def _mean_gap(rows: pd.DataFrame, control: str, metric: str) -> dict:
+    """generated - control, a mean over the baselines in ``rows``, on the products that all of them were run on; baselines, categories: how many."""
+    each = {name: _gap(block, "generated", control, metric)["per_category"] for name, block in rows.groupby("method", sort=False)}
+    each = {name: values for name, values in each.items() if len(values)}
+    shared = sorted(set.intersection(*(set(values.index) for values in each.values()))) if each else []
+    empty = dict.fromkeys(("mean", "low", "high", "relative"), np.nan)
+    if not shared:
+        return empty | {"baselines": 0, "categories": 0}
+    found = [_gap(rows[(rows.method == name) & rows.category.isin(shared)], "generated", control, metric) for name in each]
+    gap = found[0]
+    if len(found) > 1:
+        mean = pd.concat([g["per_category"] for g in found], axis=1).mean(axis=1)
+        low, high = bootstrap_categories(mean)[1:] if len(mean) > 1 else (np.nan, np.nan)
+        gap = {"mean": mean.mean(), "low": low, "high": high, "relative": float(np.mean([g["relative"] for g in found]))}
+    return {name: gap[name] for name in empty} | {"baselines": len(found), "categories": len(shared)}
+
+
+def gains_reported(root: str | Path | None = None, profile: str = "mini", rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The gains that the paper's text and its Figures 4 to 6 give, each beside ours over the shots alone, in points and relative.
+
+    In the profile "mini" a block on MiniFab asks the same: the mean over the baselines, objects and textures, logical and structural defects.
+
+    Args:
+        rows: as in :func:`gains`.
+
+    Columns data_set, profile, what, shots, baseline, metric, reported_percent, ours, low, high, relative, over_augmented (with _low and _high),
+    baselines and categories (run), wanted and expected (how many there should be), state.
+    """
+    mine, real = rows_of(root, profile) if rows is None else rows, rows_of(root, "paper")
+    said = reported("gains", root).set_index(["dataset", "category", "shots", "baseline", "metric"]).gain_percent
+    wanted = [("paper", *key) for key in dict.fromkeys(key[:4] for key in said.index)]
+    if profile == "mini":
+        wanted += [("mini", "minifab", "mean over four baselines", k, "four") for k in SETTINGS]
+        wanted += [("mini", "minifab", kind, "1", "patchcore") for kind in ("objects", "textures", "logical", "structural")]
+    records = []
+    for of, dataset, what, setting, name in wanted:
+        block = (real if of == "paper" else mine).query("dataset == @dataset and setting == @setting")
+        group = what.removesuffix("_anomalies") if what.startswith(("logical", "structural")) else "all"
+        block = block[(block.group == group) & ((name == "four") | (block.method == name))].assign(group="all")
+        chosen = expected_categories(dataset) or []
+        if what in ("objects", "textures"):
+            chosen = [c for c in chosen if surface(dataset, c) == what]
+        elif what in chosen:
+            chosen = [what]
+        elif of == "mini" and group != "all":  # not every product has logical defects
+            chosen = sorted(block.category.unique())
+        block = block[block.category.isin(chosen)]
+        for metric in METRICS:
+            over, other = _mean_gap(block, "shots", metric), _mean_gap(block, "augmented", metric)
+            full = over["categories"] == len(chosen) and over["baselines"] == (len(BASELINES) if name == "four" else 1)
+            state = NOT_RUN if not over["categories"] else "run" if full else "partial"
+            if state == "partial" and of == "paper":  # part of a benchmark is not the benchmark
+                over |= dict.fromkeys(("mean", "low", "high", "relative"), np.nan)
+                other = over
+            records.append(
+                {"data_set": UNITS.get(dataset, "MiniFab"), "profile": of, "what": "all products" if name == "four" else what.replace("_", " "), "shots": setting,
+                 "baseline": "mean of four" if name == "four" else BASELINES[name], "metric": metric,
+                 "reported_percent": said.get((dataset, what, setting, name, metric), np.nan) if of == "paper" else np.nan,
+                 "ours": over["mean"], "low": over["low"], "high": over["high"], "relative": over["relative"], "over_augmented": other["mean"],
+                 "over_augmented_low": other["low"], "over_augmented_high": other["high"], "baselines": over["baselines"],
+                 "wanted": len(BASELINES) if name == "four" else 1, "categories": over["categories"], "expected": len(chosen), "state": state}
+            )  # fmt: skip
+    return pd.DataFrame.from_records(records)
+
+
+def show_gains_reported(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`gains_reported` for reading: Reported | Ours, points | Ours, relative."""
+    records = []
+    for row in table.itertuples():
+        gap = {"mean": row.ours, "low": row.low, "high": row.high}
+        over = {"mean": row.over_augmented, "low": row.over_augmented_low, "high": row.over_augmented_high}
+        none = row.state if row.state == NOT_RUN else "partial"
+        covered = f"{row.categories} of {row.expected} products" + (f", {row.baselines} of {row.wanted} detectors" if row.wanted > 1 else "")
+        if row.profile == "paper" and row.state == NOT_RUN and pd.isna(row.reported_percent):
+            continue  # neither reported nor run
+        records.append(
+            {"Data set": row.data_set, "Profile": row.profile, "Where": row.what, "Shots": row.shots, "Detector": row.baseline,
+             "Metric": _DETECTION[row.metric], "Reported, %": NONE if pd.isna(row.reported_percent) else f"{row.reported_percent:+.1f}",
+             "Ours, points": none if pd.isna(row.ours) else interval(gap), "Ours, relative %": none if pd.isna(row.ours) else f"{row.relative:+.1f}",
+             "Ours over augmentations, points": none if pd.isna(row.over_augmented) else interval(over),
+             "Run on": NONE if row.state == NOT_RUN else covered}
+        )  # fmt: skip
+    return pd.DataFrame(records)
+
+
+# -------------------------------------------------------------------- convergence
+LATE = 0.05
+"""A loss is flat where the last fifth of its steps brings at most this share of its whole fall (a straight line: 0.22)."""
+
+
+def losses(root: str | Path | None = None, profile: str = "mini", rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The loss of every step of the trained detectors, from the stage 32 runs behind ``rows`` (None: the plain ones of :func:`rows_of`):
+    data_set, profile, shots, baseline, arm, category, seed, step, loss. Empty where no trained detector was run."""
+    rows = rows_of(root, profile) if rows is None else rows
+    parts = []
+    for row in rows[(rows.method != "patchcore") & (rows.group == "all")].itertuples():
+        folder = Path(row.folder)
+        values = (read_json(folder.parents[1] / "32_augment_tgvig" / folder.name / f"{row.method}-{row.part}.json") or {}).get("losses")
+        if values:
+            head = {"data_set": row.unit, "profile": row.profile, "shots": row.setting, "baseline": row.method, "arm": row.part}
+            parts.append(pd.DataFrame(head | {"category": row.category, "seed": row.seed, "step": range(1, len(values) + 1), "loss": values}))
+    columns = ["data_set", "profile", "shots", "baseline", "arm", "category", "seed", "step", "loss"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _course(curve: np.ndarray) -> dict:
+    """First and last tenth of a loss, the share of its fall that its last fifth brings, and the verdict.
+
+    >>> t = np.arange(100) / 100
+    >>> [_course(c)["verdict"] for c in (1 - t, np.exp(-8 * t), t, np.abs(t - 0.6))]
+    ['still falls', 'flat', 'did not fall', 'rises again']
+    """
+    tenth = max(1, len(curve) // 10)
+    first, last = curve[:tenth].mean(), curve[-tenth:].mean()
+    before, after = curve[-4 * tenth : -2 * tenth], curve[-2 * tenth :]
+    late = (before.mean() - after.mean()) / (first - last) if first > last and len(before) else np.nan
+    says = "did not fall" if first <= last else "too few steps" if np.isnan(late) else "still falls" if late > LATE else "rises again" if late < -LATE else "flat"
+    return {"first_tenth": first, "last_tenth": last, "late_share": late, "verdict": says}
+
+
+def convergence(curves: pd.DataFrame) -> pd.DataFrame:
+    """Whether each trained detector has converged in each arm, from the mean of its runs' losses (:func:`losses`): data_set, profile, shots, baseline,
+    arm, runs, steps, first_tenth, last_tenth, late_share, verdict."""
+    head, records = ["data_set", "profile", "shots", "baseline", "arm"], []
+    for key, block in curves.groupby(head, sort=False):
+        wide = block.pivot_table(index="step", columns=["category", "seed"], values="loss").dropna()
+        records.append(dict(zip(head, key, strict=True)) | {"runs": wide.shape[1], "steps": len(wide)} | _course(wide.mean(axis=1).to_numpy()))
+    return pd.DataFrame.from_records(records, columns=[*head, "runs", "steps", "first_tenth", "last_tenth", "late_share", "verdict"])
+
+
+def show_convergence(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`convergence` for reading."""
+    if table.empty:
+        return pd.DataFrame({"Data set": [NOT_RUN], "Detector": [NOT_RUN]})
+    return pd.DataFrame(
+        {"Data set": table.data_set, "Profile": table.profile, "Shots": table.shots, "Detector": table.baseline.map(BASELINES), "Arm": table.arm.map(ARMS),
+         "Runs": table.runs, "Steps": table.steps, "Loss, first tenth": table.first_tenth.map("{:.3f}".format), "last tenth": table.last_tenth.map("{:.3f}".format),
+         "of the fall, in the last fifth": [NONE if pd.isna(v) else f"{v:.0%}" for v in table.late_share], "Verdict": table.verdict}
+    )  # fmt: skip
+
+
 # -------------------------------------------------------------------- Tables 1 to 4
 _PLACE = {"mini": "MiniFab", "paper": "MVTec AD, hazelnut"}
 
@@ -332,6 +534,15 @@ def _synthesized(root: str | Path | None, profile: str) -> pd.DataFrame:
     return pd.DataFrame(records, columns=columns)
 
 
+def quality_rows(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
+    """The image quality of every complete stage 22 run: dataset, category, shots, seed, tag, and a run's rows (generator, prompt, text, n, ...)."""
+    head = ["dataset", "category", "shots", "seed", "tag"]
+    found = _synthesized(root, profile).sort_values(head)
+    records = [{name: getattr(run, name) for name in head} | row for run in found.itertuples() for row in run.quality]
+    measured = ["generator", "prompt", "text", "n", "inception", "inception_label", "ssim", "psnr", "lpips"]
+    return pd.DataFrame.from_records(records, columns=None if records else [*head, *measured])
+
+
 def quality(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
     """Table 2: Inception Score, SSIM, PSNR, LPIPS of one shot's images by prompt; means over the runs with the tag "table1", else the plain ones."""
     runs = _synthesized(root, profile).query("shots == 1")
@@ -356,19 +567,27 @@ def quality(root: str | Path | None = None, profile: str = "mini") -> pd.DataFra
     return pd.DataFrame(records)
 
 
-def _show_quality(table: pd.DataFrame) -> pd.DataFrame:
+_QUALITY = {"inception_score": "IS", "ssim": "SSIM", "psnr": "PSNR", "lpips": "LPIPS"}
+
+
+def _quality_block(table: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame(
         {"Data set": table.data_set, "Profile": table.profile, "Method": table.generator, "Prompt": table.prompt, "Runs": table.runs,
          "n": table.n.map(lambda v: NONE if pd.isna(v) else f"{v:.0f}")}
     )  # fmt: skip
-    names = {"inception_score": "IS", "ssim": "SSIM", "psnr": "PSNR", "lpips": "LPIPS"}
-    label = next((text for text in table.network if text), "")
-    for metric, name in names.items():
+    label = next((text for text in table.network if text), "")  # of this block's runs: another profile's network says nothing about it
+    for metric, name in _QUALITY.items():
         head = f"IS ({label.partition('(')[2].rstrip(')')})" if metric == "inception_score" and "proxy" in label else name
         if table[f"{metric}_reported"].notna().any():  # the paper's is a plain Inception Score
             out[f"{name}: Reported"] = table[f"{metric}_reported"].map(lambda v: NONE if pd.isna(v) else f"{v:.2f}")
         out[f"{head}: Ours"] = [NOT_RUN if not n else "∞" if pd.isna(v) else f"{v:.2f}" for v, n in zip(table[f"{metric}_ours"], table.runs, strict=True)]
     return out
+
+
+def _show_quality(table: pd.DataFrame) -> pd.DataFrame:
+    shown = pd.concat([_quality_block(block) for _, block in table.groupby(["data_set", "profile"], sort=False)], ignore_index=True).fillna(NONE)
+    place = {name: i for i, name in enumerate(_QUALITY.values())}
+    return shown[sorted(shown, key=lambda head: place.get(head.split(":")[0].split(" (")[0], -1))]  # sorted keeps the order of equals
 
 
 _SAME = ("whole method", "on the variants' products")
@@ -447,19 +666,25 @@ def prompts(root: str | Path | None = None, profile: str = "mini") -> pd.DataFra
 
 
 # -------------------------------------------------------------------- claims
-def _textures(dataset: str) -> set[str]:
-    if dataset.startswith("minifab"):
-        from fsad_lib.datasets.minifab import TEXTURES
+def surface(dataset: str, category: str) -> str:
+    """ "objects", "textures", or "" for BTAD's third product, which the paper leaves out.
 
-        return set(TEXTURES)
-    return {"mvtec_ad": {"carpet", "grid", "leather", "tile", "wood"}, "btad": {"02"}}.get(dataset, set())
+    >>> surface("btad", "01"), surface("btad", "02"), surface("btad", "03"), surface("minifab", "wood")
+    ('objects', 'textures', '', 'textures')
+    """
+    from fsad_lib.datasets.minifab import TEXTURES
+
+    if dataset == "btad":
+        return {"01": "objects", "02": "textures"}.get(category, "")
+    textures = TEXTURES if dataset.startswith("minifab") else ("carpet", "grid", "leather", "tile", "wood") if dataset == "mvtec_ad" else ()
+    return "textures" if category in textures else "objects"
 
 
-def claims(root: str | Path | None = None, profile: str = "mini", setting: str = "1") -> pd.DataFrame:
+def claims(root: str | Path | None = None, profile: str = "mini", setting: str = "1", rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """What the paper claims in prose, and whether it holds in our runs: id, claim, reported, ours, holds. In ``mini`` on MiniFab, which can
-    neither confirm nor refute it; in ``paper`` on the paper's own data."""
+    neither confirm nor refute it; in ``paper`` on the paper's own data. ``rows``: as in :func:`gains`."""
     said, unit = reported("claims", root), {"mini": "minifab", "paper": "mvtec_ad"}[profile]
-    rows = rows_of(root, profile)
+    rows = rows_of(root, profile) if rows is None else rows
     records = []
     for claim in said.itertuples():
         dataset = {"btad": "btad", "mvtec_loco": "mvtec_loco"}.get(claim.dataset, unit) if profile == "paper" else unit
@@ -484,7 +709,7 @@ def _judge_general(root, profile, rows, dataset, setting) -> tuple[str, str]:
                 says = verdict(gap)
                 says = says if says in ("yes", "no") else "unclear"  # no interval, no verdict
                 worst = min(worst, says, key=["no", "unclear", "yes"].index)
-                texts.append(f"{label}, {of} shots, over {control}: {interval(gap)}")
+                texts.append(f"{label}, {words(of)}, over {control}: {interval(gap)}")
     missing = len(SETTINGS) * len(BASELINES) * len(CONTROLS) - len(texts)
     return ("; ".join(texts), worst if not missing or worst == "no" else f"{worst} in what was run") if texts else (NOT_RUN, NOT_RUN)
 
@@ -495,29 +720,50 @@ def _judge_fewer(root, profile, rows, dataset, setting) -> tuple[str, str]:
     if len(have) < 2:
         return NOT_RUN, NOT_RUN
     values = list(have.values())
-    text = "PatchCore: " + ", ".join(f"{of} {v:+.1f}" for of, v in have.items())
+    text = "PatchCore: " + ", ".join(f"{words(of)} {v:+.1f}" for of, v in have.items())
     return text, "yes, no interval" if values == sorted(values, reverse=True) else "no, no interval"
 
 
+_TASKS = {"image_auroc": "detection", "pixel_auroc": "segmentation"}
+
+
+def _both(says: dict[str, bool]) -> str:
+    """One verdict of detection's and segmentation's.
+
+    >>> _both({}), _both({"detection": True, "segmentation": True}), _both({"detection": False, "segmentation": True})
+    ('not run', 'yes, no interval', 'detection no, segmentation yes, no interval')
+    """
+    if not says:
+        return NOT_RUN
+    if len(set(says.values())) == 1:
+        return "yes, no interval" if all(says.values()) else "no, no interval"
+    return ", ".join(f"{task} {'yes' if holds else 'no'}" for task, holds in says.items()) + ", no interval"
+
+
 def _judge_objects(root, profile, rows, dataset, setting) -> tuple[str, str]:
-    gap = _gap(rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")], "generated", "shots")["per_category"]
-    texture = gap.index.isin(_textures(dataset))
-    if not texture.any() or texture.all():
-        return NOT_RUN, NOT_RUN
-    a, b = gap[~texture].mean(), gap[texture].mean()
-    return f"objects {a:+.1f} ({(~texture).sum()}), textures {b:+.1f} ({texture.sum()})", "yes, no interval" if a > b else "no, no interval"
+    block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")]
+    texts, says = [], {}
+    for metric, task in _TASKS.items():
+        gap = _gap(block, "generated", "shots", metric)["per_category"]
+        kind = np.array([surface(dataset, category) for category in gap.index], dtype=object)
+        a, b = gap[kind == "objects"], gap[kind == "textures"]
+        if len(a) and len(b):
+            texts.append(f"{task}: objects {a.mean():+.1f} ({len(a)}), textures {b.mean():+.1f} ({len(b)})")
+            says[task] = a.mean() > max(b.mean(), 0)  # losing less is no gain
+    return "; ".join(texts) or NOT_RUN, _both(says)
 
 
 def _judge_logical(root, profile, rows, dataset, setting) -> tuple[str, str]:
-    texts, says = [], []
-    for group in ("logical", "structural"):
-        block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == group)].assign(group="all")
-        gap = _gap(block, "generated", "shots")
-        if pd.isna(gap["mean"]):
-            return NOT_RUN, NOT_RUN
-        texts.append(f"{group} {gap['mean']:+.1f}")
-        says.append(gap["mean"] > 0)
-    return ", ".join(texts), "yes, no interval" if all(says) else "no, no interval"
+    texts, says = [], {}
+    for metric, task in _TASKS.items():
+        found = {}
+        for group in ("logical", "structural"):
+            block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == group)].assign(group="all")
+            found[group] = _gap(block, "generated", "shots", metric)["mean"]
+        if not any(map(pd.isna, found.values())):
+            texts.append(f"{task}: " + ", ".join(f"{group} {gap:+.1f}" for group, gap in found.items()))
+            says[task] = all(gap > 0 for gap in found.values())
+    return "; ".join(texts) or NOT_RUN, _both(says)
 
 
 def _judge_quality(root, profile, rows, dataset, setting) -> tuple[str, str]:
@@ -562,7 +808,7 @@ def _judge_one(root, profile, rows, dataset, setting) -> tuple[str, str]:
         one, other = block[(block.setting == "1") & (block.part == "generated")], block[(block.setting == many) & (block.part == "shots")]
         if len(one) and len(other):
             gap = _gap(pd.concat([one, other]), "generated", "shots")
-            return f"against {many} without it: {interval(gap)}", verdict(gap)
+            return f"against {words(many)} without it: {interval(gap)}", verdict(gap)
     return NOT_RUN, NOT_RUN
 
 
@@ -597,7 +843,7 @@ _JUDGES = {
 
 # -------------------------------------------------------------------- one run
 def one_run(rows: Sequence[dict], group: str = "all") -> pd.DataFrame:
-    """The rows of one run as text, a line for each baseline and arm, percent; the gain is that of the generated images over this arm.
+    """The rows of one run as text, one line for each baseline and arm, percent; the gain is that of the generated images over this arm.
 
     >>> rows = [{"method": "patchcore", "part": p, "group": "all", "image_auroc": v} for p, v in (("shots", 0.5), ("generated", 0.6))]
     >>> one_run(rows)[["arm", "image AUROC", "gain over it"]].to_numpy().tolist()
@@ -613,7 +859,7 @@ def one_run(rows: Sequence[dict], group: str = "all") -> pd.DataFrame:
             gap = 100 * (values.get("generated", np.nan) - row["image_auroc"])
             text = NONE if row["part"] == "generated" or pd.isna(gap) else f"{gap:+.1f}" + (f" ({gap / row['image_auroc']:+.0f} %)" if row["image_auroc"] else "")
             record = {"baseline": BASELINES.get(name, name), "arm": ARMS.get(row["part"], row["part"])}
-            record |= {label: number(100 * row[m]) for m, label in METRICS.items() if row.get(m) is not None and pd.notna(row.get(m))}
+            record |= {label: number(100 * row[m]) for m, label in SHOWN.items() if row.get(m) is not None and pd.notna(row.get(m))}
             records.append(record | {"gain over it": text})
     return pd.DataFrame(records).fillna(NONE)
 
@@ -640,8 +886,17 @@ def compare(predictions: pd.DataFrame, baseline: str, others: Sequence[str] = CO
 
 
 # -------------------------------------------------------------------- files
+def _write_rows(root: Path, profile: str) -> list[Path]:
+    """What the tables are made of: data/results/tgvig_<profile>.csv, tgvig_quality_<profile>.csv."""
+    path = root / "data" / "results" / f"tgvig_quality_{check_name(profile)}.csv"
+    with replacing(path) as temporary:
+        temporary.write_text(to_csv(quality_rows(root, profile)), encoding="utf-8")
+    return [write_rows(all_rows(root, profile), "tgvig", profile, root), path]
+
+
 def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
-    """Every table of TGVIG into ``folder`` (``root/figures``); only there, the rows behind them into ``root/data/results``, too."""
+    """Every table of TGVIG into ``folder`` (``root/figures``); only there, the rows behind them into ``root/data/results``, too: metrics, and
+    the quality of the images."""
     root = Path(root or project_root())
     suffix, folder = "" if profile == "mini" else f"_{profile}", folder or root / "figures"
     mini = "Profile mini: miniature models. Its numbers cannot be compared with a paper's."
@@ -657,27 +912,35 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     )
     closed = "Percent. Web image, Midjourney and DALL-E are closed: put an image into web_image/, midjourney/ or dalle/ of a folder of yours."
     notes_of = {name: list(dict.fromkeys(n for n in reported(name, root).note if n)) for name in ("table1", "table2", "table3", "table4", "averages", "gains")}
-    said = reported("gains", root)
-    prose = [f"Reported gain, {r.dataset} {r.category}, {r.shots} shots, {r.baseline}, {METRICS[r.metric]}: {r.gain_percent} %." for r in said.itertuples()]
     main, first, second, third = gains(root, profile), table1(root, profile), quality(root, profile), table3(root, profile, setting)
     if profile == "mini":  # the paper's rows, in blocks of their own
         first = pd.concat([table1(root, "paper"), first], ignore_index=True)
         second = pd.concat([quality(root, "paper"), second], ignore_index=True)
-    words = prompts(root, profile) if profile == "paper" else pd.concat([prompts(root, "paper"), prompts(root, profile)], ignore_index=True)
+    sentences = prompts(root, profile) if profile == "paper" else pd.concat([prompts(root, "paper"), prompts(root, profile)], ignore_index=True)
     kept = memories(root, profile, setting)
     fab = per_class(root, profile, "minifab" if profile == "mini" else "mvtec_ad")
     said_class = per_class(root, "paper")
-    written = [write_rows(rows_of(root, profile), "tgvig", profile, root)] if folder == root / "figures" else []
+    text_gains, ends = gains_reported(root, profile), convergence(losses(root, profile))
+    course = (
+        f"From the mean of the runs' losses. Flat: the last fifth of the steps brings at most {LATE:.0%} of the whole fall (of a straight line it would be 22 %). "
+        "A detector whose loss still falls is undertrained in every arm alike: the steps are equal."
+    )
+    spro = "AU-sPRO: MVTec LOCO's own metric, up to 5 % of false positives, measured at the maps' size."
+    written = _write_rows(root, profile) if folder == root / "figures" else []
     for name, table, display, caption, notes in (
         ("gains", main, show_gains(main), "TGVIG: four detectors with generated images, and their controls",
-         [percent, gain, sources, *prose, *notes_of["averages"], *notes_of["gains"], mini]),
+         [percent, gain, "The gains that the paper's text gives: tgvig_gains_reported.", spro, sources, *notes_of["averages"], mini]),
+        ("gains_reported", text_gains, show_gains_reported(text_gains), "TGVIG: the gains of the paper's text, and ours",
+         ["Gain of shots + generated over the shots alone, as in the paper; beside it the gain over the same augmentations without a VQGAN. Points: difference of two percentages, "
+          "with the 95 % interval over products where there are several. Relative: in percent of the shots alone; of several detectors the mean. MiniFab, logical and structural: the products that have both kinds.", sources, *notes_of["gains"], mini]),
+        ("convergence", ends, show_convergence(ends), "TGVIG: do the trained detectors converge?", [course, mini]),
         ("table1", first, _show_table1(first), "TGVIG, Table 1: PatchCore from one image and what generators add to it",
          [closed, sources, *notes_of["table1"], mini]),
         ("table2", second, _show_quality(second), "TGVIG, Table 2: how good and how different the generated images are",
          ["n: images of a run, the upper bound of an Inception Score (one split). ∞: equal images.", sources, *notes_of["table2"], mini]),
-        ("table3", third, _show_table3(third), f"TGVIG, Table 3: its parts, PatchCore, {setting} shot", [percent, gain, sources, *notes_of["table3"], mini]),
-        ("memory", kept, show_memories(kept), f"TGVIG: PatchCore's memory, {setting} shot: added by us", [percent, gain, mini]),
-        ("table4", words, None, "TGVIG, Table 4: prompts", [sources, *notes_of["table4"], mini]),
+        ("table3", third, _show_table3(third), f"TGVIG, Table 3: its parts, PatchCore, {words(setting)}", [percent, gain, sources, *notes_of["table3"], mini]),
+        ("memory", kept, show_memories(kept), f"TGVIG: PatchCore's memory, {words(setting)}: added by us", [percent, gain, mini]),
+        ("table4", sentences, None, "TGVIG, Table 4: prompts", [sources, *notes_of["table4"], mini]),
         ("per_class", said_class, _show_per_class(said_class), "TGVIG, MVTec AD: image AUROC of every class", [percent, sources, *notes_of["averages"]]),
         ("per_category", fab, _show_per_class(fab), "TGVIG: image AUROC of every category", [percent, mini]),
         ("claims", claims(root, profile, setting), None, "TGVIG: what the paper claims",

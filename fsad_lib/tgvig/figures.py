@@ -28,19 +28,47 @@ from fsad_lib.plots import (
     styled,
     to_pixels,
 )
+from fsad_lib.runs import replacing
 
-__all__ = ["arm_bars", "image_rows", "map_rows", "of_run", "overview", "prompt_similarity", "similarity_curves", "variance_map", "write_all"]
+__all__ = [
+    "CAPTIONS", "arm_points", "captions", "gain_points", "image_rows", "loss_curves", "map_rows", "of_rows", "of_run", "overview", "prompt_similarity",
+    "similarity_curves", "variance_map", "write_all",
+]  # fmt: skip
 
 COLOURS = {"shots": GREY, "duplicated": YELLOW, "augmented": ORANGE, "generated": BLUE}
 NAMES = {"shots": "shots alone", "duplicated": "duplicated (control)", "augmented": "augmented, no VQGAN (control)", "generated": "generated (TGVIG)"}
 
+CAPTIONS = {
+    "figure1_one_product": "**Figure 1.** One product and every detector that was run on it, in each arm: mean over seeds (small dots: each seed); the 95 % interval is over test "
+    "images, where a run's predictions are at hand. The paper shows its own gain on metal nut; here it is the product with most detectors.",
+    "figure2_generators": "**Figure 2.** One shot and what other generators make of its name: VQGAN-CLIP driven by the word alone, the naive, the worst and the best prompt, a diffusion "
+    "model that edits the shot, and TGVIG. Web image, Midjourney and DALL-E are closed and not shown.",
+    "figure3_overview": "**Figure 3.** The method in one picture, drawn from the products of one run: related words make prompts and CLIP ranks them; images are drawn from the shot's own "
+    "latents, updated and scored; the detector learns from the shot with each arm's additions. Three images of each set are shown.",
+    "figure4_gains": "**Figure 4, top.** What the generated images gain over each control: the paired difference in image AUROC, with its 95 % interval over products (seeds averaged first; "
+    "of two products no more than their range; over test images where there is one product). Left of the line they lose.",
+    "figure4_classes": "**Figure 4, bottom.** The same gain for each product, 1 shot, without an interval. The paper shows the five classes that gain most; here no product is chosen.",
+    "figure5_objects_textures": "**Figure 5.** Objects and textures apart, PatchCore, detection and segmentation: means over products and seeds, 95 % intervals over products. In the profile "
+    "paper on BTAD's first two products, as there.",
+    "figure6_logical_structural": "**Figure 6.** Logical defects (a part is missing, wrong or swapped) and structural ones apart, each against all good images, PatchCore, detection and "
+    "segmentation: means over the products that have both kinds, 95 % intervals over products.",
+    "figure7_prompts": "**Figure 7, top.** Every candidate prompt's cosine to the object's name (left) and to the shot (right), sorted. Only the right one chooses the best prompt.",
+    "figure7_images": "**Figure 7, bottom.** The shot and the sets of images that each prompt chose, with the iteration that it chose; equal iterations are equal images.",
+    "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. Mind the scale: the "
+    "differences lie in the third decimal place.",
+    "figure9_variance": "**Figure 9.** The shot and images drawn with the estimated variance of its latents, with unit variance everywhere, and with none; each row after the same updates.",
+    "losses": "**Losses (added by us).** The loss of each trained detector over its optimizer steps, in each arm: mean over runs. Flat or still falling is judged in the table.",
+}
+"""Figure (its file's name, or how it begins) -> its caption. Numbers are the paper's."""
+
 
 @styled
-def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0) -> Figure:
+def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0, masks: Mapping[str, Any] | None = None) -> Figure:
     """Sets of images, one row each, the row's name at its left (Figures 2, 7 and 9).
 
     Args:
         rows: name -> (n, 3, H, W); the first ``columns`` are shown.
+        masks: name of a row -> (n, H, W) bool, outlined in its pictures.
     """
     pixels = {name: to_pixels(x[:columns]) for name, x in rows.items()}
     columns = max(len(p) for p in pixels.values())
@@ -49,10 +77,16 @@ def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0) -> 
         for i, ax in enumerate(line):
             if i < len(pictures):
                 show_picture(ax, pictures[i])
+                _outline(ax, (masks or {}).get(name), i)
             else:
                 ax.set_axis_off()
         line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
     return figure
+
+
+def _outline(ax: Axes, masks: Any, i: int) -> None:
+    if masks is not None and np.asarray(masks[i]).any():
+        ax.contour(np.asarray(masks[i]).astype(float), [0.5], colors=[YELLOW], linewidths=1.2)
 
 
 def _scatter(ax: Axes, cosine: np.ndarray, best: int, worst: int, label: str) -> None:
@@ -104,16 +138,19 @@ def similarity_curves(traces: Mapping[str, pd.DataFrame], columns: int = 3) -> F
 
 @styled
 def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
-    """An original, its latent distribution (channel means of E_d and of the standard deviation), and images drawn from it (Figure 9).
+    """An original, its latent distribution (mean and standard deviation of every cell, averaged over the channels), and images drawn from it.
 
     Args:
         x: (3, H, W). mean, variance: (C, h, w). images: (n, 3, H, W).
     """
     pictures = to_pixels(images)
-    figure, axes = plt.subplots(1, 3 + len(pictures), figsize=(size * (3 + len(pictures)), size + 0.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3 + len(pictures), figsize=(size * (3 + len(pictures)), size + 0.7), layout="constrained")
     show_picture(axes[0], to_pixels(x)[0], "original", NORMAL)
     for ax, (values, title) in zip(axes[1:3], ((mean, "mean latent"), (variance.sqrt(), "standard deviation")), strict=True):
         show_picture(ax, values.detach().mean(0).cpu().numpy(), title, cmap="viridis")
+        bar = figure.colorbar(ax.images[0], ax=ax, orientation="horizontal", shrink=0.9, aspect=14, pad=0.03)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)
     for i, (ax, picture) in enumerate(zip(axes[3:], pictures, strict=True)):
         show_picture(ax, picture, f"sample {i + 1}")
     return figure
@@ -121,7 +158,8 @@ def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
 
 @styled
 def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
-    """Test images, their anomaly maps in several arms, the true defect; a row an image, a colour scale a column.
+    """Test images, their anomaly maps in several arms, the true defect: one row per image. Each column has one colour scale, from the lowest to the
+    highest value of its maps; its head gives both.
 
     Args:
         x: (B, 3, H, W); maps: name -> (B, h, w); masks: (B, H, W) bool or None.
@@ -134,49 +172,124 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
-            show_picture(ax, values[i], name if i == 0 else "", cmap="inferno", vmin=float(values.min()), vmax=max(float(values.max()), 1e-9))
+            low, high = float(values.min()), float(values.max())
+            show_picture(ax, values[i], f"{name}\n{low:.3g} to {high:.3g}" if i == 0 else "", cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
         if masks is not None:
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
-            mask = np.asarray(masks[i]).astype(float)
-            if mask.any():
-                row[-1].contour(mask, [0.5], colors=[YELLOW], linewidths=1.2)
+            _outline(row[-1], masks, i)
     return figure
 
 
-@styled
-def arm_bars(groups: Mapping[str, pd.DataFrame], ylabel: str = "image AUROC, percent", columns: int = 3) -> Figure:
-    """Figures 1, 4, 5 and 6: the arms beside each other, a panel a group of bars.
-
-    Args:
-        groups: title -> table with the columns label (a group of bars), arm and ours, and optionally low and high (95 %).
-    """
-    groups = {title: t for title, t in groups.items() if t.ours.notna().any()}
+def _panels(groups: Mapping[str, pd.DataFrame], column: str, columns: int, width: float, height: float, per_label: float = 0.0, **how: Any) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
+    """A figure with a panel for each group that has a value in ``column``, without the labels that have none; a line of panels is ``height`` and
+    ``per_label`` for each of its labels high. ``how``: see ``pyplot.subplots``."""
+    groups = {title: t[t.groupby("label")[column].transform("count") > 0] for title, t in groups.items()}
+    groups = {title: t for title, t in groups.items() if len(t)}
     if not groups:
         raise FsadError("Nothing to draw: no run is complete. Run the grid first: python -m fsad_lib grid tgvig.")
     columns = min(columns, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 2.9 * lines), squeeze=False, layout="constrained")
+    most = [max(t.label.nunique() for t in list(groups.values())[columns * i : columns * (i + 1)]) for i in range(lines)]
+    heights = [height + per_label * n for n in most]
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(width * columns, sum(heights)), squeeze=False, layout="constrained", gridspec_kw={"height_ratios": heights}, **how
+    )
     for ax in axes.flat[len(groups) :]:
         ax.set_axis_off()
-    for ax, (title, table) in zip(axes.flat, groups.items(), strict=False):
+    if per_label:  # labels lie equally far apart in every panel of a line
+        for line, n in zip(axes, most, strict=True):
+            for ax in line:
+                ax.set_ylim(n - 0.5, -0.5)
+    return figure, [(ax, title, table) for ax, (title, table) in zip(axes.flat, groups.items(), strict=False)]
+
+
+def _legend(figure: Figure, panels: Sequence[tuple[Axes, str, pd.DataFrame]], columns: int) -> None:
+    found = {name: handle for ax, *_ in panels for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+
+
+@styled
+def arm_points(groups: Mapping[str, pd.DataFrame], ylabel: str = "percent", columns: int = 3) -> Figure:
+    """Figures 1, 5 and 6: the arms beside each other, a point with its 95 % interval for each; the axis need not begin at 0.
+
+    Args:
+        groups: title of a panel -> table with the columns label (a group of points), arm, ours, low, high; note (text below the label), and
+            optionally each: the values of single seeds.
+    """
+    figure, panels = _panels(groups, "ours", columns, 4.4, 3.0)
+    for ax, title, table in panels:
         labels = list(dict.fromkeys(table.label))
         arms = [arm for arm in COLOURS if arm in set(table.arm)]
         for j, arm in enumerate(arms):
             part = table[table.arm == arm].set_index("label").reindex(labels)
-            at = np.arange(len(labels)) + 0.8 * (j - (len(arms) - 1) / 2) / len(arms)
-            ax.bar(at, part.ours, 0.75 / len(arms), color=COLOURS[arm], label=NAMES[arm])
-            if "low" in part:
-                spread = np.nan_to_num(np.clip([part.ours - part.low, part.high - part.ours], 0, None).astype(float))
-                ax.errorbar(at, part.ours, spread, fmt="none", ecolor=INK, elinewidth=0.8)
-        run = set(table.label[table.ours.notna()])
-        part = {r.label: f"\n{r.categories} of {r.expected}" for r in table.itertuples() if getattr(r, "state", "") == "partial"}
-        shown = [label.replace(" ", "\n") if len(labels) > 2 else label for label in labels]  # long names side by side would overlap
-        ax.set_xticks(range(len(labels)), [s + (part.get(label, "") if label in run else "\nnot run") for s, label in zip(shown, labels, strict=True)], fontsize=8)
-        low = table.low.min() if "low" in table and table.low.notna().any() else table.ours.min()
-        ax.set(ylim=(max(0, 10 * np.floor((min(low, table.ours.min()) - 5) / 10)), 100), ylabel=ylabel)
+            at = np.arange(len(labels)) + 0.6 * (j - (len(arms) - 1) / 2) / len(arms)
+            spread = np.nan_to_num(np.clip([part.ours - part.low, part.high - part.ours], 0, None).astype(float))
+            ax.errorbar(at, part.ours, spread, fmt="o", color=COLOURS[arm], ecolor=INK, elinewidth=0.9, markersize=6, markeredgecolor=INK, markeredgewidth=0.5, label=NAMES[arm])
+            for x, values in zip(at, part.get("each", pd.Series([()] * len(labels))), strict=True):
+                if isinstance(values, Sequence) and len(values) > 1:
+                    ax.plot([x] * len(values), values, ".", color=COLOURS[arm], markersize=3, zorder=1)
+        notes = dict(zip(table.label, table.note, strict=True))
+        ax.set_xticks(range(len(labels)), ["\n".join(filter(None, (label.replace(" ", "\n"), notes[label]))) for label in labels], fontsize=8)
+        ax.set(xlim=(-0.5, len(labels) - 0.5), ylabel=ylabel)
         ax.set_title(title, fontsize=9)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names) if columns > 1 else 2, fontsize=8)
+    _legend(figure, panels, 4 if len(panels) > 1 else 2)
+    return figure
+
+
+@styled
+def gain_points(groups: Mapping[str, pd.DataFrame], xlabel: str = "gain of TGVIG, points of image AUROC", columns: int = 2) -> Figure:
+    """Figure 4: what the generated images gain over each control, with the 95 % interval where there is one, and a line at no gain.
+
+    Args:
+        groups: title of a panel -> table with the columns label (a group of points), arm (the control), gain, gain_low, gain_high and note (text
+            below the label). Labels without a gain are left out.
+    """
+    figure, panels = _panels(groups, "gain", columns, 7.5 if len(groups) == 1 else 4.8, 0.8, 0.5, sharex=True)
+    for ax, title, table in panels:
+        labels = list(dict.fromkeys(table.label))
+        arms = [arm for arm in COLOURS if arm in set(table.arm)]
+        ax.axvline(0, color=INK, linewidth=1)
+        for j, arm in enumerate(arms):
+            part = table[table.arm == arm].set_index("label").reindex(labels)
+            at = np.arange(len(labels)) + 0.6 * (j - (len(arms) - 1) / 2) / len(arms)
+            spread = np.nan_to_num(np.clip([part.gain - part.gain_low, part.gain_high - part.gain], 0, None).astype(float))
+            ax.errorbar(part.gain, at, xerr=spread, fmt="o", color=COLOURS[arm], ecolor=INK, elinewidth=0.9, markersize=6, markeredgecolor=INK, markeredgewidth=0.5, label=f"over {NAMES[arm]}")
+        notes = dict(zip(table.label, table.note, strict=True))
+        ax.set_yticks(range(len(labels)), ["\n".join(filter(None, (label, notes[label]))) for label in labels], fontsize=8)
+        ax.set(xlabel=xlabel)
+        ax.tick_params(labelbottom=True)
+        ax.set_title(title, fontsize=9)
+    _legend(figure, panels, 3)
+    return figure
+
+
+@styled
+def loss_curves(losses: pd.DataFrame, columns: int = 3) -> Figure:
+    """The loss of the trained detectors over their steps, one panel per detector, data set and number of shots, one line per arm: mean over runs.
+
+    Args:
+        losses: of :func:`fsad_lib.tables.tgvig.losses`.
+    """
+    from fsad_lib.tables import tgvig as tables
+
+    groups = {key: block for key, block in losses.groupby(["baseline", "data_set", "shots"], sort=False)}
+    if not groups:
+        raise FsadError("Nothing to draw: no trained detector was run. Run: python -m fsad_lib grid tgvig --baselines cflow efficientad reverse_distillation.")
+    columns = min(columns, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.6 * lines), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(groups) :]:
+        ax.set_axis_off()
+    panels = []
+    for ax, ((name, unit, shots), block) in zip(axes.flat, groups.items(), strict=False):
+        for arm in (arm for arm in COLOURS if arm in set(block.arm)):
+            mine = block[block.arm == arm]
+            curve, runs = mine.groupby("step").loss.mean(), mine[["category", "seed"]].drop_duplicates()
+            ax.plot(curve.index, curve, color=COLOURS[arm], linewidth=1.2, label=NAMES[arm])
+        ax.set(xlabel="optimizer step", ylabel="loss")
+        ax.set_title(f"{tables.BASELINES[name]}, {unit}, {tables.words(shots)}, {len(runs)} run{'' if len(runs) == 1 else 's'}", fontsize=9)
+        panels.append((ax, "", block))
+    _legend(figure, panels, 4 if columns > 1 else 2)
     return figure
 
 
@@ -214,10 +327,12 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
         ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
         ax.set(xticks=[], yticks=[])
     else:
-        ax.barh(range(len(result)), result.ours, color=[COLOURS.get(arm, GREEN) for arm in result.arm])
+        for place, (arm, value) in enumerate(zip(result.arm, result.ours, strict=True)):  # points: the axis does not begin at 0
+            ax.plot(value, place, "o", color=COLOURS.get(arm, GREEN), markersize=9, markeredgecolor=INK, markeredgewidth=0.5)
+            ax.annotate(f"{value:.1f}", (value, place), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
         ax.set_yticks(range(len(result)), [NAMES.get(arm, arm).replace(" (", "\n(").replace(", ", "\n") for arm in result.arm], fontsize=8)
-        ax.invert_yaxis()
-        ax.set(xlim=(max(0, result.ours.min() - 10), 100), xlabel="image AUROC, percent")
+        middle, half = (result.ours.max() + result.ours.min()) / 2, max(3.0, result.ours.max() - result.ours.min())
+        ax.set(xlim=(middle - half, middle + half), ylim=(len(result) - 0.5, -0.5), xlabel="image AUROC of this run, percent")
     return figure
 
 
@@ -231,7 +346,7 @@ def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
         return {}
     made = stages.synthesize(run)
     names = {"best": "best prompt", "worst": "worst prompt", "word": "word alone", "naive": "naive prompt", "last": "last iteration"}
-    title = f"{run.dataset} {run.category}, {run.shots} shot(s), seed {run.seed}, profile {run.profile.name}"
+    title = f"{run.dataset} {run.category}, {run.shots} shot{'' if run.shots == 1 else 's'}, seed {run.seed}, profile {run.profile.name}"
     found = {
         "overview": overview(made, result, f"real products of one run: {title}"),
         "prompts": prompt_similarity(made.selection, made.to_name),
@@ -244,7 +359,8 @@ def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
 
 
 def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
-    """The figures of the runs that are complete, numbered as in the paper, into ``folder`` (``root/figures``). Nothing is drawn of what was not run."""
+    """The figures of the runs that are complete, numbered as in the paper, and their captions, into ``folder`` (``root/figures``). Nothing is drawn of
+    what was not run."""
     from fsad_lib.runs import open_run, project_root
     from fsad_lib.tables import tgvig as tables
 
@@ -257,79 +373,142 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     def stage22(dataset: str, category: str, seed: int, **more: str) -> Any:
         return open_run("22_synthesize", "tgvig", profile=profile, dataset=dataset, category=category, shots=1, seed=seed, **more)
 
-    rows = tables.rows_of(root, profile)
-    rows = rows[rows.dataset.isin(["minifab"] if profile == "mini" else list(tables.UNITS))]
-    for name, groups in _bars(tables.gains(root, profile), rows, profile, setting).items():
-        if any(t.ours.notna().any() for t in groups.values()):
-            save(arm_bars(groups), name)
+    everything = tables.rows_of(root, profile)
+    for name, figure in of_rows(everything, tables.gains(root, profile), profile, setting).items():
+        save(figure, name)
+    curves = tables.losses(root, profile, everything)
+    if len(curves):
+        save(loss_curves(curves), "losses")
+    rows = everything[everything.dataset.isin(["minifab"] if profile == "mini" else list(tables.UNITS))]
     one = rows[(rows.shots == 1) & (rows.method == "patchcore") & (rows.group == "all")]
-    traces = {}
+    traces, varied = {}, False
     for (dataset, category), block in one.groupby(["dataset", "category"], sort=False):
+        from fsad_lib.tgvig import stages
+
         seed = int(block.seed.min())
         run = stage22(dataset, category, seed)
         result = block[(block.seed == seed) & block.part.isin(COLOURS)].assign(arm=lambda t: t.part, ours=lambda t: 100 * t.image_auroc)
-        drawn = of_run(run, result)
+        drawn, hazelnut = of_run(run, result), profile == "paper" and category == "hazelnut"
         if not drawn:
             continue
-        from fsad_lib.tgvig import stages
-
         made = stages.synthesize(run)
         traces[f"{category}"] = made.trace
-        if len(traces) == 1 or (profile == "paper" and category == "hazelnut"):  # one product stands for all, the first by name
+        if len(traces) == 1 or hazelnut:  # one product stands for all: the paper's, else the first by name
             save(drawn["overview"], "figure3_overview"), save(drawn["prompts"], "figure7_prompts"), save(drawn["images"], "figure7_images")
-            several = {"estimated variance": made.sets["best"]}
-            for label, overrides in (("unit variance", tables.ABLATIONS["variance", "unit variance"]), ("no variance", tables.ABLATIONS["variance", "without variance"])):
-                other = stages.source_run(stage22(dataset, category, seed, overrides=overrides))
-                if other.has("prompt.json", "generated.npz", "trace.csv", "quality.json"):
-                    several[label] = stages.synthesize(other).sets["best"]
-            if len(several) > 1:
-                save(image_rows({"shot": made.x} | several), "figure9_variance")
+        several = {"estimated variance": made.sets["best"]}
+        for label, overrides in (("unit variance", tables.ABLATIONS["variance", "unit variance"]), ("no variance", tables.ABLATIONS["variance", "without variance"])):
+            other = stages.source_run(stage22(dataset, category, seed, overrides=overrides))
+            if other.has("prompt.json", "generated.npz", "trace.csv", "quality.json"):
+                several[label] = stages.synthesize(other).sets["best"]
+        if len(several) > 1 and (not varied or hazelnut):  # the first product that was run with other variances, too
+            save(image_rows({"shot": made.x} | several), "figure9_variance")
+            varied = True
         drawn = of_run(stage22(dataset, category, seed, overrides=tables.table1_overrides(profile), tag=tables.TABLE1_TAG))
         if "rivals" in drawn:
             save(drawn["rivals"], f"figure2_generators_{category}")
     if traces:
         save(similarity_curves(traces), "figure8_similarity")
-    return written
+    path = folder / f"tgvig_captions{suffix}.md"
+    with replacing(path) as temporary:
+        temporary.write_text(captions([p.name for p in written], suffix), encoding="utf-8")
+    return [*dict.fromkeys(written), path]
 
 
-def _words(setting: str) -> str:
+def captions(files: Sequence[str], suffix: str = "") -> str:
+    """Markdown: every figure's caption, and its picture where it is among ``files``.
+
+    >>> captions(["tgvig_losses.png"]).splitlines()[-1]
+    '![](tgvig_losses.png)'
     """
-    >>> _words("1"), _words("5"), _words("full")
-    ('1 shot', '5 shots', 'all images')
+    lines = ["# TGVIG: captions of the figures", "", "The rows behind them: `data/results/`."]
+    for name, text in CAPTIONS.items():
+        found = sorted({file for file in files if file.startswith(f"tgvig_{name}") and file.endswith(f"{suffix}.png")})
+        lines += ["", text, "", *([f"![]({file})" for file in found] or ["Not drawn: no complete run."])]
+    return "\n".join(lines) + "\n"
+
+
+def of_rows(rows: pd.DataFrame, gains: pd.DataFrame, profile: str = "mini", setting: str = "1") -> dict[str, Figure]:
+    """Figures 1, 4, 5 and 6 from metric rows, by the names of their files; only those that have something to show.
+
+    Args:
+        rows: of :func:`fsad_lib.tables.tgvig.rows_of` or :func:`fsad_lib.tables.tgvig.committed_rows`. gains: of :func:`fsad_lib.tables.tgvig.gains`.
     """
-    return "all images" if setting == "full" else f"{setting} shot{'' if setting == '1' else 's'}"
+    found = {name: gain_points(groups) for name, groups in _gains(rows, gains, profile).items() if groups}
+    points = _levels(rows, profile, setting)
+    return found | {name: arm_points(groups, columns=3 if name.startswith("figure1") else 2) for name, groups in points.items() if groups}
 
 
-def _bars(gains: pd.DataFrame, rows: pd.DataFrame, profile: str, setting: str) -> dict[str, dict[str, pd.DataFrame]]:
-    """figure -> title -> bars: 1 one product, 4 all baselines and shots, 5 objects and textures, 6 logical and structural."""
+def _counted(n: int, what: str) -> str:
+    """
+    >>> _counted(1, "seed"), _counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _gains(rows: pd.DataFrame, gains: pd.DataFrame, profile: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Figure 4 -> title -> points: every detector's gain, then that of each product at 1 shot."""
     from fsad_lib.tables import tgvig as tables
 
-    units = {"mini": ["MiniFab"], "paper": ["MVTec AD"]}[profile]
-    table = gains[(gains.profile == profile) & gains.data_set.isin(units) & (gains.metric == "image_auroc")].assign(label=lambda t: t.baseline)
-    figures = {"figure4_gains": {f"{u}, {_words(k)}": t for (u, k), t in table.groupby(["data_set", "shots"], sort=False)}}
+    table = gains[(gains.profile == profile) & (gains.metric == "image_auroc") & gains.gain.notna()]
+    label = [f"{r.data_set}, {tables.words(r.shots)}, {r.baseline}" for r in table.itertuples()]
+    note = [f"{_counted(int(r.categories), 'product')}, {_counted(int(r.n_seeds), 'seed')}" for r in table.itertuples()]
+    whole = {"": table.assign(label=label, note=note)} if len(table) else {}
+    main = "minifab" if profile == "mini" else "mvtec_ad"
+    one, classes = rows[(rows.dataset == main) & (rows.setting == "1") & (rows.group == "all")], {}
+    for name, block in one.groupby("method", sort=False):
+        each = {arm: tables._gap(block, "generated", arm)["per_category"] for arm in tables.CONTROLS}
+        order = each["shots"].sort_values(ascending=False).index
+        long = [pd.DataFrame({"label": order, "arm": arm, "gain": values.reindex(order).to_numpy()}) for arm, values in each.items() if len(values)]
+        if long:
+            title = f"{tables.BASELINES.get(name, name)}, 1 shot, {_counted(block.seed.nunique(), 'seed')}"
+            classes[title] = pd.concat(long, ignore_index=True).assign(gain_low=np.nan, gain_high=np.nan, note="")
+    order = sorted(classes, key=lambda title: -classes[title].label.nunique())
+    return {"figure4_gains": whole, "figure4_classes": {title: classes[title] for title in order}}
 
-    def means(block: pd.DataFrame, label: str) -> pd.DataFrame:
-        found = block.groupby(["category", "part"]).image_auroc.mean().groupby("part").mean().mul(100)
-        return pd.DataFrame({"label": label, "arm": found.index, "ours": found.to_numpy()})
 
-    everything = rows[rows.group == "all"]
-    product = "metal_nut" if profile == "paper" else (sorted(everything.category) or [""])[0]
-    mine = everything[everything.category == product]
-    parts = [means(block, tables.BASELINES[name]).assign(shots=k) for (k, name), block in mine.groupby(["setting", "method"], sort=False)]
-    if parts:
-        joined = pd.concat(parts)
-        figures["figure1_one_product"] = {f"{product}, {_words(k)}": t for k, t in joined.groupby("shots", sort=False)}
+def _level(block: pd.DataFrame, label: str, metric: str, group: str = "all") -> pd.DataFrame:
+    """The arms of one group of points: means over the categories and seeds of ``block``, with their 95 % intervals."""
+    from fsad_lib.tables import tgvig as tables
+
+    records = []
+    for arm in COLOURS:
+        part = block[(block.part == arm) & (block.group == group)]
+        cell = tables.mean_over_categories(part, None, metric, group)
+        single = cell["categories"] == 1
+        note = f"{'' if single else _counted(cell['categories'], 'product') + ', '}{_counted(cell['n'], 'seed')}"
+        each = (100 * part.groupby("seed")[metric].mean().dropna()).tolist() if single else []
+        records.append({"label": label, "arm": arm, "ours": cell["mean"], "low": cell["low"], "high": cell["high"], "note": note, "each": each})
+    return pd.DataFrame(records)
+
+
+def _levels(rows: pd.DataFrame, profile: str, setting: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Figures 1, 5 and 6 -> title -> points: one product, objects and textures, logical and structural defects."""
+    from fsad_lib.tables import tgvig as tables
+
+    rows = rows[rows.dataset.isin(["minifab"] if profile == "mini" else list(tables.UNITS))]
+    found: dict[str, dict[str, pd.DataFrame]] = {"figure1_one_product": {}, "figure5_objects_textures": {}, "figure6_logical_structural": {}}
+    whole = rows[rows.group == "all"]
+    several = whole.groupby("category").method.nunique()
+    if len(several):
+        product = "metal_nut" if profile == "paper" and "metal_nut" in several else several.idxmax()  # the first by name of those with most detectors
+        for shots in (k for k in tables.SETTINGS if k in set(whole.setting)):
+            block = whole[(whole.category == product) & (whole.setting == shots)]
+            names = [name for name in tables.BASELINES if name in set(block.method)]
+            if names:
+                title = f"{product}, {tables.words(shots)}: image AUROC"
+                found["figure1_one_product"][title] = pd.concat([_level(block[block.method == n], tables.BASELINES[n], "image_auroc") for n in names])
     patchcore = rows[(rows.method == "patchcore") & (rows.setting == setting)]
-    kinds, defects = [], []
-    for dataset, block in patchcore.groupby("dataset"):
-        texture = block.category.isin(tables._textures(dataset))
-        for name, part in (("objects", block[~texture]), ("textures", block[texture])):
+    for metric, task in tables.METRICS.items():
+        title, kinds, defects = f"PatchCore, {tables.words(setting)}: {task}", [], []
+        for dataset, block in patchcore.groupby("dataset", sort=False):
+            surface = block.category.map(lambda category, of=dataset: tables.surface(of, category))
+            place = f"{tables.UNITS[dataset]}\n" if profile == "paper" else ""
             if dataset != "mvtec_loco":
-                kinds.append(means(part[part.group == "all"], f"{name}" if profile == "mini" else f"{dataset}\n{name}"))
-        for name in ("logical", "structural"):
-            defects.append(means(block[block.group == name], name))
-    if any(map(len, kinds)):
-        figures["figure5_objects_textures"] = {f"PatchCore, {_words(setting)}": pd.concat(kinds)}
-    if any(map(len, defects)):
-        figures["figure6_logical_structural"] = {f"PatchCore, {_words(setting)}": pd.concat(defects)}
-    return figures
+                kinds += [_level(block[surface == kind], f"{place}{kind}", metric) for kind in ("objects", "textures") if (surface == kind).any()]
+            present = [group for group in ("logical", "structural") if (block.group == group).any()]
+            defects += [_level(block, f"{place}{group}", metric, group) for group in present]
+        for name, parts in (("figure5_objects_textures", kinds), ("figure6_logical_structural", defects)):
+            if any(part.ours.notna().any() for part in parts):
+                found[name][title] = pd.concat(parts)
+    return found

@@ -75,7 +75,7 @@ def pairs(per_noun: int = 2, split: str = "development", seed: int = 0, nouns: S
 def p_damaged(clip, x: Tensor, words: str | Sequence[str]) -> Tensor:
     """P("a photo of a damaged <word>") against "flawless", at the model's own temperature: (B,) in [0, 1], on the CPU.
 
-    `words`: one for all images, or one an image.
+    `words`: one for all images, or one per image.
     """
     words = [words] * len(x) if isinstance(words, str) else list(words)
     unique = sorted(set(words))
@@ -294,7 +294,7 @@ def _vectors(maps: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
-    went on from exported weights), "unet_inpainting", "vqgan", "resnet18" and "pdn" -> one row a report, in order of steps (a part repeated after an interruption
+    went on from exported weights), "unet_inpainting", "vqgan", "resnet18" and "pdn" -> one row per report, in order of steps (a part repeated after an interruption
     counts once). Parts without a log are left out.
 
     Raises:
@@ -308,7 +308,7 @@ def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
         try:
             rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
         except (ValueError, KeyError, TypeError) as error:
-            raise FsadError(f"{path} is not a training log ({error}); expected one JSON object with a step a line.") from error
+            raise FsadError(f"{path} is not a training log ({error}); expected one JSON object with a step per line.") from error
         logs[part] = pd.DataFrame([rows[step] for step in sorted(rows)])
     return logs
 
@@ -321,7 +321,7 @@ def read_commands(card: str | Path) -> str:
 
 
 def training_table(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a part: steps, samples seen and hours, both from the log."""
+    """One row per part: steps, samples seen and hours, both from the log."""
     rows = {}
     for part, log in logs.items():
         steps = log["step"].diff().fillna(log["step"].iloc[0])
@@ -332,7 +332,7 @@ def training_table(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def training_curves(logs: dict[str, pd.DataFrame]):
-    """Two panels a part: its losses, and what was measured on the way. Returns a closed figure."""
+    """Two panels per part: its losses, and what was measured on the way. Returns a closed figure."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -367,7 +367,7 @@ def training_curves(logs: dict[str, pd.DataFrame]):
             ax.set_title(title)
             ax.set_xlabel("step")
             if len(columns) > 1:
-                ax.legend()
+                ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2 if len(columns) < 5 else 3)  # below the panel: curves cross every corner
             if "AUROC" in title:
                 ax.axhline(0.5, color=plots.GREY, linewidth=0.9, linestyle=":")
     plt.close(figure)
