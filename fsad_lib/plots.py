@@ -195,7 +195,7 @@ def contact_sheet(
 ) -> Figure:
     """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
 
-    ``labels``: 1 defective (red frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
+    ``labels``: 1 defective (orange frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
     are more images, the lowest few follow so that the contrast is visible.
     """
     from fsad_lib.datasets import read_image
@@ -227,7 +227,7 @@ def contact_sheet(
     if len(order) > limit:
         head += f"{'' if head.endswith(chr(10)) else '   '}(the {limit - 6} highest and the 6 lowest of {len(order)})"
     if labels is not None and set(map(int, labels)) - {-1}:
-        head += "   frame: red = defective, blue = good"
+        head += "   frame: orange = defective, blue = good"
     figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
     return figure
