@@ -1,9 +1,10 @@
 """Command line: ``python -m fsad_lib COMMAND``. Exit status 0 done, 1 a run failed, 2 something the user can repair."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,9 +135,10 @@ def _several(args: argparse.Namespace) -> tuple[list[str], str]:
     if args.outside and not args.table1 or args.table1 and (args.ablations or args.baselines):
         raise FsadError("--table1 stands alone, but for --outside, which belongs to it.")
     if args.table1:
+        from fsad_lib.datasets._common import absolute
         from fsad_lib.tables.tgvig import TABLE1_TAG, table1_overrides
 
-        return [table1_overrides(args.profile, str(Path(args.outside).expanduser().resolve()) if args.outside else "")], TABLE1_TAG
+        return [table1_overrides(args.profile, str(absolute(args.outside).resolve()) if args.outside else "")], TABLE1_TAG
     several = [args.overrides]
     if args.baselines:
         from fsad_lib.tables.tgvig import BASELINES, baseline_overrides
@@ -153,13 +155,23 @@ def _several(args: argparse.Namespace) -> tuple[list[str], str]:
 
 def _tables(args: argparse.Namespace) -> int:
     if args.summary:
-        from fsad_lib import runs, tables
-
-        print(tables.summary(runs.project_root(), args.profile).to_string())
-        return 0
+        return _summary(args)
     from fsad_lib import pipeline
 
     return pipeline.full(args.profile, args.jobs, args.method)
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from fsad_lib import runs, tables
+    from fsad_lib.errors import FsadError
+    from fsad_lib.profiles import load_profile
+
+    if args.method != "adp":
+        raise FsadError(f"--summary: found {args.method}, expected adp; `figures {args.method}` writes the other tables to figures/.")
+    profile = load_profile(args.profile).name
+    table = tables.summary(runs.project_root(), profile)
+    print(table.to_string() if len(table.columns) else f"no complete run of adp in the profile {profile}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -183,7 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fsad_lib.errors import FsadError
 
     try:
-        return commands[args.command](args)
+        status = commands[args.command](args)
+        sys.stdout.flush()  # so that a reader that went away is met here
+        return status
+    except BrokenPipeError:  # `... | head` has read enough; nothing more is to be written at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except FsadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -135,11 +135,12 @@ def _convert(parameter: Parameter, value: Any) -> Any:
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
             if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
-                return int(value)
+                with contextlib.suppress(ValueError):  # thousands of digits
+                    return int(value)
         if kind == "float":
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    return float(value)
                 return float(value) if isinstance(value, str) else _refuse()
         if kind == "None" and value == "None":
             return None
@@ -148,7 +149,12 @@ def _convert(parameter: Parameter, value: Any) -> Any:
                 read = ast.literal_eval(value) if isinstance(value, str) else value
                 if type(read).__name__ == kind.split("[")[0]:
                     return read
-    raise FsadError(f"Parameter {parameter.name!r}: found {value!r}, expected {parameter.type}.")
+    try:
+        shown = repr(value)
+    except ValueError:
+        shown = "a number of thousands of digits"
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}... ({len(shown)} characters)"
+    raise FsadError(f"Parameter {parameter.name!r}: found {shown}, expected {parameter.type}.")
 
 
 def _refuse() -> float:
@@ -206,13 +212,20 @@ def _runnable(source: str) -> str:
     return "\n".join(lines)
 
 
+def _absolute(data_root: str) -> str:
+    """As the readers see it: links stay, for a category may be one and its name is the link's."""
+    from fsad_lib.datasets._common import absolute
+
+    return str(absolute(data_root))
+
+
 def plan(notebook: str | Path, params: dict[str, Any] | None = None) -> tuple[runs.Run, Path, dict[str, Any]]:
     """Check notebook and parameters; return (run, notebook path, parameters). Starts nothing."""
     path = notebook_path(notebook)
     known = parameters(path)
     given = check_parameters(known, params or {}, path.stem)
     if given.get("data_root"):
-        given["data_root"] = str(Path(given["data_root"]).expanduser().resolve())
+        given["data_root"] = _absolute(given["data_root"])
     values = {name: p.default for name, p in known.items()} | given
     match = re.fullmatch(r"(\d\d_[A-Za-z]+)_(\w+)", path.stem)
     if match and all(name in known for name in IDENTITY) and path.stem[:2] not in ("00", "90"):
@@ -257,9 +270,13 @@ def execute(
         return Result(run, True, 0.0)
     started = time.monotonic()
     figures_before = _figures()
-    with run.locked():
+    with contextlib.ExitStack() as held:
+        held.enter_context(run.locked())
         if not force and run.complete:
             return Result(run, True, 0.0)
+        for before in run.earlier():  # the notebook makes what is missing of them, so no other process may
+            if not before.complete:
+                held.enter_context(before.locked())
         run.sweep()
         for name in ("metrics.json", "result.json", "failed.ipynb", *(["products.json"] if force else [])):
             (run.path / name).unlink(missing_ok=True)
@@ -351,6 +368,7 @@ def _papermill(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import papermill
+        from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
@@ -374,6 +392,17 @@ def _papermill(
             raise FsadError(error.evalue) from None
         raise StageError(
             f"{path.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {kept} for the whole story."
+        ) from None
+    except RuntimeError as error:
+        # nbclient has no class of its own for a kernel that dies, or says nothing, while it starts
+        if not isinstance(error, DeadKernelError) and "kernel" not in str(error).lower():
+            raise
+        kept = run.path / "failed.ipynb"
+        with contextlib.suppress(OSError):
+            os.replace(output, kept)
+        raise StageError(
+            f"{path.stem}: the kernel died, usually out of memory: fewer --jobs or smaller batch sizes; the same command goes on "
+            f"from the last saved step ({error})." + (f"\nSee {kept} for how far it came." if kept.exists() else "")
         ) from None
 
 
@@ -462,6 +491,17 @@ def grid(
         raise FsadError(f"Unknown method {method!r}; the methods are {', '.join(STAGES)}.")
     if jobs < 1:
         raise FsadError(f"jobs: found {jobs}, expected at least 1.")
+    pairs, shots, seeds = (list(dict.fromkeys(values)) for values in (pairs, shots, seeds))  # a cell given twice would fight itself
+    for what, values in (("categories", pairs), ("shots", shots), ("seeds", seeds)):
+        if not values:
+            raise FsadError(f"{what}: found none, expected at least one.")
+    for k in shots:
+        runs.check_count("shots", k, 1)
+    for seed in seeds:
+        runs.check_count("seed", seed, 0)
+    if tag:
+        runs.check_name("tag", tag)
+    data_root = _absolute(data_root) if data_root else ""
     stages = STAGES[method]
     for stage in stages:
         notebook_path(stage)
@@ -495,7 +535,7 @@ def grid(
     if left:
         total = sum(expected[s] * n for s, n in remaining.items()) / min(jobs, len(todo))
         say(f"{left} stage(s) to run, {report.skipped} complete already; about {_duration(total)} with {jobs} job(s)")
-    else:
+    elif report.skipped:
         say(f"Nothing to run: all {report.skipped} stages are complete already")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     finished = 0

@@ -67,7 +67,17 @@ def show_picture(ax: Axes, picture: np.ndarray, title: str = "", edge: str | Non
     for spine in ax.spines.values():
         spine.set(visible=edge is not None, color=edge or GREY, linewidth=width)
     if title:
-        ax.set_title(title, fontsize=8, loc="center")
+        ax.set_title(title, fontsize=8, loc="center", parse_math=_reads(title))
+
+
+def _reads(text: str) -> bool:
+    """Whether matplotlib can read the mathematics in a text; a user's name such as "a$\\b$" is drawn as it stands."""
+    from matplotlib.mathtext import MathTextParser
+
+    try:
+        return "$" not in text or bool(MathTextParser("path").parse(text))
+    except ValueError:
+        return False
 
 
 def to_pixels(x) -> np.ndarray:
@@ -116,9 +126,9 @@ def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: f
             continue
         show_picture(ax, pixels[i])
         if titles is not None:
-            ax.set_title(titles[i], fontsize=8, loc="center")
+            ax.set_title(titles[i], fontsize=8, loc="center", parse_math=_reads(titles[i]))
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, parse_math=_reads(title))
     return figure
 
 
@@ -162,7 +172,7 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
             else:
                 row[2].set_xlabel("no defect", fontsize=8)
         if titles is not None:
-            row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
+            row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6, parse_math=False)
     for ax, head in zip(axes[0], ("image", "anomaly map", "true defect"), strict=False):
         ax.set_title(head, fontsize=9, loc="center")
     bar = figure.colorbar(
@@ -185,7 +195,7 @@ def contact_sheet(
 ) -> Figure:
     """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
 
-    ``labels``: 1 defective (red frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
+    ``labels``: 1 defective (orange frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
     are more images, the lowest few follow so that the contrast is visible.
     """
     from fsad_lib.datasets import read_image
@@ -212,116 +222,18 @@ def contact_sheet(
         show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
         name = "/".join(Path(paths[i]).parts[-2:])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
-        ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left")
+        ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
     head = title or "Most anomalous first"
     if len(order) > limit:
         head += f"{'' if head.endswith(chr(10)) else '   '}(the {limit - 6} highest and the 6 lowest of {len(order)})"
     if labels is not None and set(map(int, labels)) - {-1}:
-        head += "   frame: red = defective, blue = good"
-    figure.suptitle(head, x=0.01, ha="left", fontsize=10)
+        head += "   frame: orange = defective, blue = good"
+    figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
     return figure
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
-
-
-def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    return pd.Series(values).rolling(window, min_periods=1, center=True).mean().to_numpy()
-
-
-@styled
-def trace_plot(traces: pd.DataFrame | Mapping[str, pd.DataFrame], gamma: float | None = None) -> Figure:
-    """Denoising loss, P_CLIP of the shots and hinge of the pseudo-anomalies per step.
-
-    Args:
-        traces: columns step, denoising_loss, p_normal, hinge, and concept when it holds several; or name -> trace.
-        gamma: the hinge's threshold, for the caption.
-    """
-    if isinstance(traces, pd.DataFrame):
-        named = traces.groupby("concept", sort=False) if "concept" in traces else [("", traces)]
-        traces = {str(name).strip("<>"): trace for name, trace in named}
-    panels = [
-        ("denoising_loss", "Denoising loss", "how well the word draws the shots; lower is better"),
-        ("p_normal", "P_CLIP(flawless | shot)", "does CLIP call the shots flawless; higher is better"),
-        ("hinge", "Hinge of eq. 4", "pseudo-anomalies still called flawless" + (f", above γ = {gamma:g}" if gamma is not None else "")),
-    ]
-    colours = {"TI": PURPLE, "ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "": BLUE}
-    figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    for ax, (column, title, caption) in zip(axes, panels, strict=True):
-        drawn = False
-        for (name, trace), spare in zip(traces.items(), (BLUE, RED, SKY, PURPLE, GREEN) * 3, strict=False):
-            if column not in trace or trace[column].isna().all():
-                continue
-            if column == "hinge" and name != "c_a" and not trace[column].any():
-                continue
-            colour, values = colours.get(name, spare), trace[column].to_numpy(float)
-            ax.plot(trace["step"], values, color=colour, alpha=0.25, linewidth=0.9)
-            ax.plot(trace["step"], _smooth(values, max(1, len(values) // 12)), color=colour, label=_math(name) or None)
-            drawn = True
-        ax.set_title(f"{title}\n", fontsize=10)
-        ax.text(0, 1.03, caption, transform=ax.transAxes, fontsize=7.5, color="#555555")
-        ax.set_xlabel("step")
-        if column == "p_normal":
-            ax.set_ylim(0, 1)
-            ax.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        elif drawn:
-            ax.set_ylim(bottom=0 if column == "hinge" else None)
-        if not drawn:
-            ax.text(0.5, 0.5, "no pseudo-anomalies\nin this objective", transform=ax.transAxes, ha="center", color=GREY)
-            ax.set(xticks=[], yticks=[])
-    if any(traces):
-        axes[1].legend(loc="lower right")
-    return figure
-
-
-@styled
-def tau_plot(table: pd.DataFrame, chosen: float | None = None) -> Figure:
-    """What tau does: P_CLIP(flawless) of each image, and the gradient that reaches the learned word, against tau.
-
-    ``table`` has columns tau, p_normal, gradient, and optionally image: one row per tau and image.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    texts = (
-        ("p_normal", "P_CLIP(flawless | image)", "the smaller tau, the surer every answer"),
-        ("gradient", "|dP / d similarity|", "small tau: steep near P = 0.5, flat far from it"),
-    )
-    for ax, (column, label, caption) in zip(axes, texts, strict=True):
-        if "image" in table:
-            for _, one in table.groupby("image"):
-                ax.plot(one["tau"], one[column].abs(), color=BLUE, alpha=0.25, linewidth=0.9)
-        middle = table.assign(value=table[column].abs()).groupby("tau")["value"].median()
-        ax.plot(middle.index, middle, color=BLUE, marker="o", label="median over images")
-        ax.set(xscale="log", xlabel="tau", ylabel=label)
-        ax.set_title(caption)
-        if chosen is not None:
-            ax.axvline(chosen, color=RED, linewidth=1.2, linestyle="--")
-            ax.annotate(f"used here: {chosen:g}", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
-                        textcoords="offset points", color=RED, fontsize=8)  # fmt: skip
-    axes[0].set_ylim(-0.02, 1.02)
-    axes[0].legend(loc="lower left" if table["p_normal"].median() > 0.5 else "upper left")
-    return figure
-
-
-@styled
-def roc(predictions: pd.DataFrame, methods: Sequence[str] = ("adp",), part: str = "sum") -> Figure:
-    """Small ROC curves of one run, from its long table (label, method, part, score)."""
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    figure, ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
-    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=":")
-    for method in methods:
-        rows = predictions[(predictions.method == method) & predictions.label.isin([0, 1])]
-        rows = rows[rows.part == (part if (rows.part == part).any() else "memory")]
-        if rows.label.nunique() < 2:
-            raise FsadError(f"No ROC for {method!r}: expected scores of good and of defective images, found {len(rows)} rows.")
-        fpr, tpr, _ = roc_curve(rows.label, rows.score)
-        colour, _, line = LOOKS.get(method, (GREY, "o", "-"))
-        ax.plot(fpr, tpr, color=colour, linestyle=line, label=f"{_label(method)}: {roc_auc_score(rows.label, rows.score):.2f}")
-    ax.set(xlabel="good parts called defective", ylabel="defective parts found", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1), title="image AUROC", title_fontsize=8)
-    legend.set_alignment("left")
-    return figure
 
 
 def _label(key: str) -> str:
@@ -410,7 +322,7 @@ def auroc_against_shots(
                                     linewidth=0.7, markeredgewidth=1.4)  # fmt: skip
                 handles.setdefault(f"{_label(key)}, reported", handle)
         state = "reported by the paper; not run here" if block.ours.isna().all() else f"profile {profile}"
-        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold")
+        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold", parse_math=False)
         ax.text(0, 1.03, state, transform=ax.transAxes, fontsize=8, color="#555555")
         ax.set_xticks(range(len(shots)), [str(k) for k in shots])
         ax.set(xlabel="normal images (shots)", ylabel="image AUROC, %" if ax in axes[:, 0] else "")
@@ -458,7 +370,7 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
             ax.plot(row.ours, y, "o" if roles[key] == "method" else "D", color=colour)
         ax.axhline(n_methods - 0.5, color=PALE, linewidth=1.5)
         seeds = int(block.n_seeds.max())
-        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold")
+        ax.set_title(f"{data_set}\n", fontsize=10, fontweight="bold", parse_math=False)
         ax.text(0, 1.02, f"profile {profile}, {block.shots.iloc[0]} shots, {seeds} seed{'s' if seeds > 1 else ''}",
                 transform=ax.transAxes, fontsize=7.5, color="#555555")  # fmt: skip
         ax.set_xlabel("image AUROC, %")
@@ -523,7 +435,8 @@ class _Canvas:
         )
 
     def text(self, x, y, text, size=9.0, colour=INK, ha="center", va="center", bold=False, style="normal") -> None:
-        self.ax.text(x, y, text, fontsize=size, color=colour, ha=ha, va=va, fontweight="bold" if bold else "normal", fontstyle=style)
+        weight = "bold" if bold else "normal"
+        self.ax.text(x, y, text, fontsize=size, color=colour, ha=ha, va=va, fontweight=weight, fontstyle=style, parse_math=_reads(text))
 
     def chip(self, x, y, text, colour, w=0.62, h=0.34, size=11.0) -> None:
         self.box(x - w / 2, y - h / 2, w, h, face=colour, edge=colour, radius=0.15)

@@ -56,7 +56,7 @@ def contact_sheet(images: pd.DataFrame, maps: np.ndarray | None = None, *, limit
         if head:
             row = ranked.iloc[int(head[0].split(".")[0]) - 1]
             ax.set_title(f"{head[0]}  {row.get('category', '')}\n{short_name(row.get('defect', ''), row['path'])}", fontsize=8, loc="left")
-    figure.suptitle(figure.get_suptitle().replace("frame: red =", "frame: orange ="), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(figure.get_suptitle(), x=0.01, ha="left", fontsize=10)
     return figure
 
 

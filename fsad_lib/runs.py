@@ -1,12 +1,14 @@
 """Runs: identity, folder, fingerprint, products and completion of one stage of one method.
 
-A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``. It is complete if and
+A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``; of a user's own images the
+category's folder also carries a hash of where they lie, for two folders may hold a product of one name. It is complete if and
 only if its ``metrics.json`` is there and the fingerprint in it equals the fingerprint of what would run now: the
 parameters, the resolved profile, the content of the inputs, and the syntax trees of the library code that the stage
 uses. Every file of a run is written beside its target and renamed into place.
 """
 
 import ast
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -98,6 +100,21 @@ def _explain(error: OSError, path: Path) -> FsadError:
     return FsadError(f"Cannot write {path}: {what}.")
 
 
+def _disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a writer in another language, which wraps the system's error or hides it, met a full disk."""
+    text = str(error)
+    if os.strerror(errno.ENOSPC) in text:
+        return True
+    if not isinstance(error, RuntimeError) or "PytorchStreamReader" in text:
+        return False
+    if "inline_container.cc" in text or "iostream error" in text:  # torch.save
+        return True
+    try:
+        return shutil.disk_usage(folder).free < 2**20
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path`` (same suffix) that becomes ``path``, atomically, when the block ends well.
@@ -123,7 +140,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise _explain(error, path) from error
     except Exception as error:
-        if os.strerror(errno.ENOSPC) in str(error):  # writers in other languages wrap the system's error
+        if _disk_full(error, path.parent):
             raise _explain(OSError(errno.ENOSPC, str(error)), path) from error
         raise
     finally:
@@ -161,18 +178,25 @@ def read_json(path: Path | str) -> Any:
 
 
 class _HashCache:
-    """SHA-256 of files, remembered by path, size and modification time, in memory and on disk."""
+    """SHA-256 of files, remembered by path, size and modification time: in memory, and on disk from :meth:`save` on."""
 
     def __init__(self) -> None:
         self.root: Path | None = None
         self.known: dict[str, list] = {}
+        self.changed = False
+        atexit.register(self.save)
+
+    def _stored(self) -> dict[str, list]:
+        found = read_json(self.root / "data" / "runs" / ".cache" / "sha256.json")
+        return found if isinstance(found, dict) else {}
 
     def __call__(self, paths: Iterable[Path]) -> list[str]:
         root = project_root()
-        store = root / "data" / "runs" / ".cache" / "sha256.json"
         if self.root != root:
-            self.root, self.known = root, read_json(store) or {}
-        hashes, changed = [], False
+            self.save()
+            self.root = root
+            self.known = self._stored()
+        hashes = []
         for path in paths:
             try:
                 stat = path.stat()
@@ -180,14 +204,18 @@ class _HashCache:
                 if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
                     with open(path, "rb") as file:
                         entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
-                    self.known[str(path)], changed = entry, True
+                    self.known[str(path)], self.changed = entry, True
                 hashes.append(entry[2])
             except OSError:
                 hashes.append("missing")
-        if changed:
-            with contextlib.suppress(FsadError):
-                write_json(store, (read_json(store) or {}) | self.known)
         return hashes
+
+    def save(self) -> None:
+        """Write what is new; other processes' entries stay. Once per fingerprint and per finished run: the file grows with the data."""
+        if self.changed and self.root is not None and self.root.is_dir():
+            self.changed = False
+            with contextlib.suppress(FsadError):
+                write_json(self.root / "data" / "runs" / ".cache" / "sha256.json", self._stored() | self.known)
 
 
 file_hashes = _HashCache()
@@ -397,6 +425,8 @@ def _table(root: Path, dataset: str, category: str, data_root: str):
     from fsad_lib.datasets.images import mask_files
 
     table = datasets.load(dataset, category, data_root or None)
+    if dataset == "folder":
+        datasets.check_masks(table)  # drawn by hand: better refused here than after all images are scored
     files = [Path(p) for p in table["path"]]
     masks = [mask_files(p) if isinstance(p, str) else [] for p in table["mask_path"]]
     mask_hashes = iter(file_hashes([m for group in masks for m in group]))
@@ -481,7 +511,10 @@ def check_name(what: str, value: Any) -> str:
     return value
 
 
-def _check_count(what: str, value: Any, least: int) -> int:
+def check_count(what: str, value: Any, least: int) -> int:
+    """``value`` as a whole number from ``least`` to 2**63 - 1, which is what random generators take, else :class:`FsadError`."""
+    if isinstance(value, int) and value > 2**63 - 1:  # its digits may be too many to print
+        raise FsadError(f"{what}: found a number of {value.bit_length()} bits, expected one of at most {2**63 - 1}.")
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise FsadError(f"{what}: found {value!r}, expected a whole number of at least {least}.")
     return value
@@ -514,7 +547,9 @@ class Run:
     @cached_property
     def ingredients(self) -> dict[str, str]:
         """What the fingerprint is made of, each part as a hash."""
-        return {name: digest(value) for name, value in (self.describe or _describe)(self).items()}
+        found = {name: digest(value) for name, value in (self.describe or _describe)(self).items()}
+        file_hashes.save()
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -531,6 +566,10 @@ class Run:
             params=self.params,
             **{k: self.identity[k] for k in ("dataset", "category", "shots", "seed", "tag")},
         )
+
+    def earlier(self) -> list["Run"]:
+        """The runs of the same identity whose products this one uses, and makes where they are missing."""
+        return [self.upstream(stage) for stage in UPSTREAM.get((self.stage, self.method), ())]
 
     # inputs
 
@@ -609,10 +648,23 @@ class Run:
         missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
         if missing:
             raise FsadError(f"Run {self}: cannot commit {', '.join(missing)}: no such file in {self.path}.")
-        listed = read_json(self.path / "products.json") or {}
-        for name, found in zip(names, hashes, strict=True):
-            listed[name] = {"sha256": found, "fingerprint": self.fingerprint}
-        write_json(self.path / "products.json", listed)
+        fingerprint = self.fingerprint
+        with self._listing():
+            listed = read_json(self.path / "products.json") or {}
+            for name, found in zip(names, hashes, strict=True):
+                listed[name] = {"sha256": found, "fingerprint": fingerprint}
+            write_json(self.path / "products.json", listed)
+
+    @contextlib.contextmanager
+    def _listing(self) -> Iterator[None]:
+        """The list of products for this process alone, a moment: a stage may be made by its own notebook and by a later one's."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -638,6 +690,7 @@ class Run:
             self.product_path("result.json"),
             {"fingerprint": self.fingerprint, "metrics": metrics or {}, "runtime": _runtime()},
         )
+        file_hashes.save()  # of this notebook's products, for the next one
 
     def complete_with(self, provenance: dict[str, Any], files: Iterable[str] = ()) -> None:
         """The runner's last step: ``provenance.json``, then ``metrics.json``, then the leftovers are removed."""
@@ -648,10 +701,10 @@ class Run:
         self.sweep(partial=True)
 
     def sweep(self, partial: bool = False) -> None:
-        """Remove what an interrupted process left: temporary files, other fingerprints' unfinished states."""
+        """Remove what an interrupted process left: temporary files, unless their process lives; other fingerprints' unfinished states."""
         for path in self.path.glob(".*") if self.path.is_dir() else ():
             mine = path.name == f".partial-{self.fingerprint[:16]}"
-            if path.name.startswith(".tmp-"):
+            if path.name.startswith(".tmp-") and not _lives(path.name.split("-")[1]):
                 path.unlink(missing_ok=True)
             elif path.name.startswith(".partial-") and (partial or not mine):
                 shutil.rmtree(path, ignore_errors=True)
@@ -670,6 +723,19 @@ class Run:
             except BlockingIOError:
                 raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
             yield
+
+
+def _lives(pid: str) -> bool:
+    """Whether another process of this number is running; this one writes nothing while it sweeps."""
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -714,6 +780,15 @@ def overrides_tag(overrides: str) -> str:
     return f"set-{digest(parse_overrides(overrides))[:8]}"
 
 
+def _place(dataset: str, data_root: str) -> str:
+    """What tells the products of a user's two folders apart; relative to the project, so that it can be moved as a whole."""
+    if dataset != "folder" or not data_root:
+        return ""
+    from fsad_lib.datasets._common import absolute
+
+    return "-" + digest(portable_path(absolute(data_root).resolve()))[:8]
+
+
 def open_run(
     stage: str,
     method: str,
@@ -749,12 +824,12 @@ def open_run(
         "method": check_name("method", method),
         "dataset": check_name("dataset", dataset),
         "category": check_name("category", category),
-        "shots": _check_count("shots", shots, 1),
-        "seed": _check_count("seed", seed, 0),
+        "shots": check_count("shots", shots, 1),
+        "seed": check_count("seed", seed, 0),
         "tag": check_name("tag", tag) if tag else "",
     }
     folder = f"k{shots}_seed{seed}" + (f"_{tag}" if tag else "")
-    path = project_root() / "data" / "runs" / profile.name / dataset / category / f"{stage}_{method}" / folder
+    path = project_root() / "data" / "runs" / profile.name / dataset / (category + _place(dataset, data_root)) / f"{stage}_{method}" / folder
     return Run(stage, method, path, identity, profile, data_root or "", overrides, dict(params or {}))
 
 

@@ -13,9 +13,7 @@ from fsad_lib.adp import concepts as learn
 from fsad_lib.adp.concepts import learn_concept, load_concepts, p_clip, save_concepts, tau_sweep
 from fsad_lib.adp.detector import ADP, anomaly_probability
 from fsad_lib.adp.prompts import (
-    PSEUDO,
     TEMPLATES,
-    TUNING,
     S_a,
     S_n,
     embed,
@@ -27,8 +25,11 @@ from fsad_lib.adp.pseudo_anomalies import pseudo_anomalies, resize_and_crop
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
+from fsad_lib.profiles import load_profile
 from fsad_lib.winclip.memory import FeatureMemory
 
+PSEUDO = ("a photo with damage", "a photo of an object with damage")  # section 3.2, word for word
+TUNING = ("a photo of a damaged <c_a>", "a photo of a <c_a> with damage")  # section 3.3, word for word
 T3 = TEMPLATES[:3]
 SETTINGS = dict(tau=0.1, steps=4, lr=0.05, batch_size=3, templates=T3, seed=2)
 
@@ -60,8 +61,9 @@ def test_prompts_are_the_papers():
     assert (S_n("x"), S_a("x")) == ("flawless x", "damaged x")
     normal, anomalous = state_prompts("<c>")
     assert normal[0] == "a photo of a flawless <c>" and anomalous[1] == "a rendering of a damaged <c>"
-    assert PSEUDO == ("a photo with damage", "a photo of an object with damage")
-    assert TUNING == ("a photo of a damaged <c_a>", "a photo of a <c_a> with damage")
+    for profile in ("mini", "paper"):
+        adp = load_profile(profile).adp
+        assert adp.prompts_pseudo == PSEUDO and adp.prompts_tuning == TUNING
     assert templates() == TEMPLATES
     for n in (0, 28):
         with pytest.raises(FsadError, match="1 to 27"):

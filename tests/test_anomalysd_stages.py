@@ -1,5 +1,7 @@
 """AnomalySD's stages end to end on tiny random models: one model for two categories, products, resumption, protocols."""
 
+from types import SimpleNamespace
+
 import lessons
 import numpy as np
 import pandas as pd
@@ -126,6 +128,31 @@ def test_a_killed_evaluation_goes_on_at_its_image_with_the_same_scores(project, 
     assert len(judged) == len(set(judged)) == 8, "no image is judged twice"
     pd.testing.assert_frame_equal(again.predictions, evaluated.predictions)
     assert again.rows == evaluated.rows
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_maps_are_kept_and_read_one_method_at_a_time(tmp_path, monkeypatch, masks):
+    test = pd.DataFrame({"path": ["a", "b", "c"], "category": "gear", "split": "test", "label": [0, 1, 1], "defect": ["good", "hole", "hole"]})
+    test["mask_path"] = [None, "b", "c"] if masks else None
+    run = SimpleNamespace(dataset="folder", scratch=lambda name: tmp_path / name)
+    made = {key: torch.rand(3, 8, 8) for key in (("winclip", "given"), ("anomalysd", "given"), ("patch_memory", "shared"))}
+    entries, measured, measure = [], [], stages._measure
+
+    def judge(path, name):
+        return "gear", dict.fromkeys(made, float("abc".index(path))), {key: m["abc".index(path)] for key, m in made.items()}
+
+    def watched(run, name, test, files):
+        entries.extend(sorted(np.load(path).files) for path in files)
+        return measure(run, name, test, files)
+
+    monkeypatch.setattr(stages, "_measure", watched)
+    monkeypatch.setattr(stages.datasets, "read_masks", lambda table, side: np.arange(3 * side * side).reshape(3, side, side) % 5 == 0)
+    monkeypatch.setattr(stages, "pixel_metrics", lambda masks, maps, names=None: measured.append(maps) or {"pixel_auroc": 0.5, "aupro": 0.5})
+    predictions, rows, small = stages._category(run, judge, "gear", test)
+    # without masks only the maps of the pictures are kept
+    assert entries == [["guess", "keys", *(["map-0", "map-1", "map-2"] if masks else ["map-1"]), "scores"]] * 3
+    assert len(predictions) == 9 and len(rows) == 3 and np.allclose(small, made["anomalysd", "given"], atol=1e-3)
+    assert len(measured) == (3 if masks else 0) and all(np.array_equal(a, m) for a, m in zip(measured, made.values(), strict=False))
 
 
 def test_interrupted_fine_tuning_ends_with_the_same_weights(project, monkeypatch):

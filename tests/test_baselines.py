@@ -1,5 +1,7 @@
 """The four detectors over anomalib: our weights inside, equal steps, seeds, and a defect that stands out."""
 
+import weakref
+
 import numpy as np
 import pytest
 import timm
@@ -245,6 +247,28 @@ def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch, 
     assert scores.shape == (3,) and maps.shape == (3, 256, 256) and torch.allclose(scores, maps.amax((1, 2)))
     assert torch.equal(detector.model.teacher.conv4.weight, detector.teacher.conv4.weight)
     survives_the_disk(detector, efficientad.EfficientAD(detector.teacher, detector.penalty), tmp_path / "student.safetensors", 256)
+
+
+def test_efficientads_statistics_are_torchs_and_keep_no_features():
+    from types import SimpleNamespace
+
+    from fsad_lib.baselines.efficientad import EfficientAD
+
+    torch.manual_seed(0)
+    cheap, alive, x = Cheap(6), [], normal(9, 256)
+
+    def teacher(part):
+        assert not any(ref() is not None for ref in alive), "the features of all images would fill the memory"
+        f = 50 + 3 * cheap(part)
+        alive.append(weakref.ref(f))
+        return f
+
+    found = nn.ParameterDict({"mean": torch.zeros(1, 6, 1, 1), "std": torch.zeros(1, 6, 1, 1)})
+    EfficientAD(cheap, x)._standardise(SimpleNamespace(teacher=teacher, mean_std=found), x)
+    flat = (50 + 3 * cheap(x).detach()).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found["mean"].flatten(), flat.mean(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["std"].flatten(), flat.double().std(1, correction=0).float(), rtol=1e-5, atol=0)
+    assert found["std"].dtype == torch.float32 and not found["std"].requires_grad
 
 
 def _cheap_model(channels, size):

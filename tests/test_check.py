@@ -1,5 +1,6 @@
 """check-data: each fault is found, named, and told how to mend; a good folder passes."""
 
+import os
 import shutil
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from PIL import Image
 from test_datasets import btad_tree, loco_tree, mvtec_tree, picture, visa_tree
 
+from fsad_lib import datasets
 from fsad_lib.datasets import btad, mvtec_ad, mvtec_loco, visa
 from fsad_lib.datasets.check import check
+from fsad_lib.errors import FsadError
 
 
 def found(report, level, text):
@@ -61,7 +64,7 @@ def test_every_fault_at_once(tmp_path):
     assert not report.ok
     assert found(report, "error", "test/good/000.png") and found(report, "error", "text.png")
     assert found(report, "error", "000_mask.png is 5x5")[0].expected.startswith("40x36")
-    assert found(report, "warning", "001_mask.png is empty")
+    assert found(report, "error", "001_mask.png is empty")
     assert found(report, "error", "masks without an image: nut/ground_truth/scratch/077_mask.png")
     assert found(report, "error", "no folder test/dent")
     assert found(report, "warning", "defects in good images")
@@ -87,7 +90,7 @@ def test_kinds_of_images_are_noted(tmp_path):
     assert report.ok
     assert (
         found(report, "note", "EXIF")
-        and found(report, "note", "single-channel")
+        and found(report, "note", "single-channel images (I;16, L)")
         and found(report, "note", "3 sizes")
     )
     assert (
@@ -190,3 +193,56 @@ def test_btad(tmp_path, monkeypatch):
     report = check(tmp_path)
     assert found(report, "error", "2 masks for 3") and found(report, "error", "0007.png")
     assert found(report, "error", "03: 3/2/3 images") and found(report, "error", "01/test/ko/0000.bmp")
+
+
+def test_a_mask_that_is_a_jpeg_is_told_whatever_its_name(tmp_path):
+    mask = mvtec_tree(tmp_path) / "nut/ground_truth/scratch/000_mask.png"
+    Image.open(mask).save(mask, "JPEG")
+    assert found(check(tmp_path), "warning", "1 masks are saved with losses (JPEG): nut/ground_truth/scratch/000_mask.png")
+
+
+def test_a_mask_that_leads_nowhere(tmp_path):
+    mask = mvtec_tree(tmp_path) / "nut/ground_truth/scratch/000_mask.png"
+    mask.unlink()
+    mask.symlink_to(tmp_path / "gone.png")
+    assert found(check(tmp_path), "error", "000_mask.png")
+
+
+@pytest.mark.parametrize("kind", ["ok", "Good", "normal", "OKAY"])
+def test_a_kind_of_defect_that_sounds_good(tmp_path, kind):
+    picture(mvtec_tree(tmp_path) / "nut/test" / kind / "0.png")
+    assert found(check(tmp_path), "warning", f"test/{kind} is counted as defective")
+
+
+@pytest.mark.parametrize("name", ["my..cat", "x\ny"])
+def test_a_category_that_no_run_takes(tmp_path, name):
+    mvtec_tree(mvtec_tree(tmp_path), name)
+    report = check(tmp_path)
+    assert found(report, "error", repr(name)) and not report.ok
+    with pytest.raises(FsadError, match="Rename the folder"):
+        datasets.categories("folder", tmp_path)
+    with pytest.raises(FsadError, match="Rename the folder"):
+        datasets.load("folder", name, tmp_path)
+    assert len(datasets.load("folder", "nut", tmp_path)) == 10, "the others can be used"
+
+
+@pytest.mark.parametrize("place", ["nut/train/good", "nut/test", "."])
+def test_names_that_are_not_utf8(tmp_path, place):
+    tree = mvtec_tree(tmp_path)
+    odd = os.fsencode(tree / place) + b"/b\xe9" + (b"" if place == "." else b".png")
+    if place == ".":
+        os.mkdir(odd)
+    else:
+        with open(odd, "wb") as file:
+            file.write(picture(tmp_path / "spare.png").read_bytes())
+    report = check(tmp_path)
+    assert not report.ok and found(report, "error", "Rename it") and "b\\udce9" in str(report).encode().decode()
+    with pytest.raises(FsadError, match="Rename it"):
+        datasets.load("folder", "nut", tmp_path)
+    assert "not UTF-8" in str(check(os.fsdecode(b"/tmp/b\xe9")))
+
+
+@pytest.mark.parametrize("path", ["~unknownuser/parts", "x" * 300, "/" + "y/" * 3000, "a\0b"])
+def test_paths_that_cannot_be(path):
+    report = check(path)
+    assert found(report, "error", "cannot use the path") and len(str(report)) < 8000

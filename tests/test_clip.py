@@ -32,11 +32,11 @@ def test_images_agree_with_open_clip(clip):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     want = clip.model.encode_image((x - mean) / std, normalize=True)
     assert torch.allclose(clip.encode_image(x, batch_size=2), want, atol=1e-6)
-    f, patches, grid = clip.encode_image_tokens(x, batch_size=2)
+    f, patches = clip.encode_tokens(clip.embed_patches(x))
     clip.model.visual.output_tokens = True
     _, tokens = clip.model.visual((x - mean) / std)
     clip.model.visual.output_tokens = False
-    assert grid == 4 and torch.allclose(f, want, atol=1e-6) and torch.allclose(patches, tokens, atol=1e-5)
+    assert clip.grid == 4 and torch.allclose(f, want, atol=1e-6) and torch.allclose(patches, tokens, atol=1e-5)
 
 
 def test_images_of_any_size_are_resized_to_the_square(clip):

@@ -611,3 +611,26 @@ def test_pair_masks_prefers_the_mvtec_name(tmp_path):
         picture(tmp_path / "gt" / name, 0)
     assert folder.mask_of(image, tmp_path / "gt").name == "a_mask.png"
     assert folder.mask_of(image, tmp_path / "nothing") is None
+
+
+# ---------------------------------------------------------------- masks before a run
+
+
+def test_broken_masks_are_named_before_a_run(tmp_path):
+    mvtec_tree(tmp_path)
+    masks = tmp_path / "nut/ground_truth/scratch"
+    datasets.check_masks(datasets.load("folder", "nut", tmp_path))
+    picture(masks / "000_mask.png", 0)
+    picture(masks / "001_mask.png", 255, size=(5, 5))
+    (masks / "002_mask.png").unlink()
+    (masks / "002_mask.png").symlink_to("gone.png")
+    with pytest.raises(FsadError, match=r"000_mask.png has no defective pixel.*\n.*001_mask.png is 5x5.*\n.*not found.*002_mask.png"):
+        datasets.check_masks(datasets.load("folder", "nut", tmp_path))
+    (masks / "002_mask.png").unlink()
+    datasets.check_masks(datasets.load("folder", "nut", tmp_path))  # not all have one: no pixel metrics, masks are not used
+
+
+def test_a_linked_category_has_the_name_of_the_link(tmp_path):
+    mvtec_tree(tmp_path / "store", "part-0815")
+    (tmp_path / "nut").symlink_to(tmp_path / "store/part-0815")
+    assert set(datasets.load("folder", "nut", tmp_path / "nut")["category"]) == {"nut"}

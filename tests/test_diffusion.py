@@ -12,7 +12,7 @@ from tiny_models import WIDTH, images, open_clip_model
 from tiny_models import diffusion as tiny_diffusion
 from transformers import CLIPTokenizer
 
-from fsad_lib.adp.prompts import PSEUDO, TEMPLATES, state_prompts
+from fsad_lib.adp.prompts import TEMPLATES, state_prompts
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation import diffusion as d
 
@@ -38,7 +38,8 @@ def test_tokenizer_gives_open_clips_ids_for_all_our_prompts(tmp_path):
         for p in side
     ]
     texts += [T.format("object") for T in TEMPLATES] + [
-        *PSEUDO,
+        "a photo with damage",
+        "a photo of an object with damage",
         "",
         "it's a close-up photo, 3 nuts; Café\n",
         "word " * 100,

@@ -1,7 +1,9 @@
 """Every kind of image file a camera or an editor may produce."""
 
+import struct
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -192,3 +194,42 @@ def test_a_defect_without_mask_is_not_taken_for_normal():
     with pytest.raises(FsadError, match="b.png"):
         datasets.read_masks(table, 8)
     assert datasets.read_masks(table[:1], 8).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("kind, options", [("JPEG", {}), ("WEBP", {"quality": 60}), ("TIFF", {"compression": "jpeg"})])
+def test_a_lossy_mask_is_told_by_its_content(tmp_path, kind, options):
+    m = np.zeros((40, 60), np.uint8)
+    m[12:25, 17:38] = 255
+    Image.fromarray(m).convert("RGB" if kind == "WEBP" else "L").save(tmp_path / "mask.png", kind, **options)
+    assert kind.lower() in images.lossy_format(tmp_path / "mask.png").lower() or kind == "TIFF"
+    assert (images.mask_array(tmp_path / "mask.png") != (m > 0)).mean() < 0.005
+    assert (np.asarray(Image.open(tmp_path / "mask.png").convert("L")) > 0).sum() > (m > 0).sum() + 20, "what counting above zero would give"
+
+
+def test_a_lossless_mask_keeps_its_class_numbers(tmp_path):
+    m = np.zeros((8, 8, 3), np.uint8)
+    m[2:5, 2:5] = 1
+    for name, kind, options in (("a.png", "PNG", {}), ("b.webp", "WEBP", {"lossless": True}), ("c.jpg", "PNG", {}), ("d.tif", "TIFF", {})):
+        Image.fromarray(m).save(tmp_path / name, kind, **options)
+        assert not images.lossy_format(tmp_path / name) and images.mask_array(tmp_path / name).sum() == 9, name
+
+
+def test_a_large_image_gives_no_warning(tmp_path, monkeypatch):
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets.read_image(tmp_path / "a.png", 8)
+        assert images.image_size(tmp_path / "a.png") == (30, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(FsadError, match="too large.*a.png"):
+        datasets.read_image(tmp_path / "a.png", 8)
+
+
+def test_what_pillow_cannot_read_is_not_called_no_image(tmp_path):
+    header = b"II*\0\x08\0\0\0"
+    tags = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 64), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 146), (277, 3, 1, 1), (279, 4, 1, 8), (339, 3, 1, 3)]
+    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
+    (tmp_path / "f64.tif").write_bytes((header + body).ljust(146, b"\0") + struct.pack("<d", 0.5))
+    with pytest.raises(FsadError, match="64-bit float.*f64.tif"):
+        datasets.read_image(tmp_path / "f64.tif", 8)

@@ -38,7 +38,8 @@ from fsad_lib import runs
 run = runs.open_run("{stage}", "{method}", profile=profile, dataset=dataset, category=category, shots=shots, seed=seed,
                     data_root=data_root, tag=tag, overrides=overrides)
 log = Path(os.environ["FSAD_HOME"]) / "log.txt"
-log.write_text((log.read_text() if log.exists() else "") + "{stage} " + sys.executable + "\\n")
+with log.open("a") as file:
+    file.write("{stage} " + sys.executable + "\\n")
 {extra}
 run.finish({{"rows": [{{"method": "{method}", "image_auroc": 0.5}}], "executable": sys.executable}})
 """
@@ -118,6 +119,9 @@ def test_a_parameters_cell_with_code_in_it_is_refused(home, line):
         ({"shots": 0}, "at least 1"),
         ({"shots": 9}, "3"),
         ({"seed": -1}, "at least 0"),
+        ({"seed": 2**63}, "at most"),
+        ({"seed": "9" * 5000}, "expected int"),
+        pytest.param({"seed": 10**5000}, "16610 bits", id="long"),
         ({"category": "../part"}, "plain name"),
         ({"category": "parts"}, "part"),
         ({"dataset": "minifap", "category": "gear"}, "minifab"),
@@ -125,6 +129,8 @@ def test_a_parameters_cell_with_code_in_it_is_refused(home, line):
         ({"profile": "mimi"}, "mini"),
         ({"overrides": "adp.alfa=1"}, "adp.alpha"),
         ({"data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data_root": "~unknownuser/parts"}, "cannot use the path"),
+        ({"data_root": "/" + "x" * 300}, "cannot use the path"),
     ],
 )
 def test_wrong_parameters_are_refused_before_a_kernel_starts(home, monkeypatch, params, word):
@@ -138,6 +144,25 @@ def test_wrong_parameters_are_refused_before_a_kernel_starts(home, monkeypatch, 
 def test_unknown_notebooks_are_refused_with_the_valid_names(home, name):
     with pytest.raises(FsadError, match="10_first_fake, 40_last_fake"):
         pipeline.notebook_path(name)
+
+
+def test_an_empty_mask_stops_before_a_kernel_starts(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    mask = home / "mine/part/ground_truth/scratch/0.png"
+    mask.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(mask)
+    with pytest.raises(FsadError, match="scratch/0.png has no defective pixel.*remove the mask or correct it"):
+        pipeline.execute("10_first_fake", given(home))
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[2:4] = 255
+    Image.fromarray(pixels).save(mask)
+    assert not pipeline._preflight(pipeline.plan("10_first_fake", given(home))[0].profile, [("folder", "part")], str(home / "mine"), "fake")
+
+
+def test_a_linked_category_is_found_by_the_name_of_the_link(home):
+    (home / "gear").symlink_to(home / "mine/part")
+    run = pipeline.plan("10_first_fake", {"data_root": str(home / "gear"), "category": "gear"})[0]
+    assert set(run.table()["category"]) == {"gear"}
 
 
 def test_a_missing_checkpoint_stops_before_a_kernel_starts(home, monkeypatch):
@@ -231,6 +256,89 @@ def test_a_failing_cell_is_told_at_the_end_and_does_not_stop_the_others(home, mo
     assert report.done == 2 and [name for name, _ in report.failed] == ["folder/missing", "folder/part k=2 seed=0 10_first_fake"]
     assert "boom" in lines[-1]
     assert not list((home / "data/runs").rglob(".tmp-*"))
+
+
+def test_an_impossible_grid_is_refused_before_anything_is_read(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_preflight", lambda *a: pytest.fail("data was read"))
+    part = [("folder", "part")]
+    for shots, seeds, tag, word in (
+        ([0], [0], "", "shots: found 0"), ([2], [-1], "", "seed: found -1"), ([2], [2**63], "", "at most"), ([2], [0], "../x", "plain name"),
+        ([], [0], "", "shots: found none"), ([2], [], "", "seeds: found none"),
+    ):  # fmt: skip
+        with pytest.raises(FsadError, match=word):
+            pipeline.grid("fake", part, shots, seeds, tag=tag, data_root=str(home / "mine"), say=print)
+    with pytest.raises(FsadError, match="categories: found none"):
+        pipeline.grid("fake", [], [2], [0], data_root=str(home / "mine"), say=print)
+
+
+def test_a_grid_says_that_nothing_is_to_be_run_only_where_all_is_complete(home):
+    lines = []
+    for name in pipeline.STAGES["fake"]:  # records of other data: more shots than there are now
+        runs.write_json(pipeline.plan(name, given(home, shots=9))[0].path / "metrics.json", {"fingerprint": "other"})
+    report = pipeline.grid("fake", [("folder", "part")], [9], [0], data_root=str(home / "mine"), say=lines.append)
+    assert len(report.failed) == 1 and not any("Nothing to run" in line for line in lines)
+
+
+def test_a_cell_given_twice_runs_once(home, monkeypatch):
+    def stub(path, output, params, run, *_):
+        Path(output).write_text("{}")
+        run.finish({})
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    report = pipeline.grid("fake", [("folder", "part")] * 2, [2, 2], [0, 0], jobs=2, data_root=str(home / "mine"), say=print)
+    assert (report.total, report.done, report.failed) == (2, 2, [])
+
+
+def test_a_stage_holds_the_earlier_ones_that_it_would_make(home, monkeypatch):
+    monkeypatch.setitem(runs.UPSTREAM, ("40_last", "fake"), ("10_first",))
+    seen = []
+
+    def stub(path, output, params, run, *_):
+        for before in run.earlier():
+            try:
+                with before.locked():
+                    seen.append("free")
+            except FsadError:
+                seen.append("held")
+        Path(output).write_text("{}")
+        run.finish({})
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    first = pipeline.plan("10_first_fake", given(home))[0]
+    with first.locked(), pytest.raises(FsadError, match="another process"):
+        pipeline.execute("40_last_fake", given(home))
+    pipeline.execute("40_last_fake", given(home))
+    pipeline.execute("10_first_fake", given(home))
+    pipeline.execute("40_last_fake", given(home), force=True)
+    assert seen == ["held", "free"]
+
+
+def test_a_killed_kernel_is_told_and_the_grid_goes_on(home, monkeypatch):
+    notebook(home / "notebooks", "10_first_fake", extra="if category == 'part': os.kill(os.getpid(), 9)")
+    lines = []
+    pairs = [("folder", "part"), ("folder", "other")]
+    monkeypatch.setitem(pipeline.STAGES, "fake", ("10_first_fake",))
+    report = pipeline.grid("fake", pairs, [2], [0], data_root=str(home / "mine"), say=lines.append)
+    assert report.done == 1 and len(report.failed) == 1 and "the kernel died, usually out of memory" in report.failed[0][1]
+    run = pipeline.plan("10_first_fake", given(home))[0]
+    assert {p.name for p in run.path.iterdir()} == {"lock", "failed.ipynb"}
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [("Kernel died before replying to kernel_info", pipeline.StageError), ("Kernel didn't respond in 120 seconds", pipeline.StageError),
+     ("anything else", RuntimeError)],
+)  # fmt: skip
+def test_a_kernel_that_does_not_start(home, monkeypatch, text, kind):
+    import papermill
+
+    def fail(*_, **__):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    with pytest.raises(RuntimeError, match=text) as caught:
+        pipeline.execute("10_first_fake", given(home))
+    assert caught.type is kind
 
 
 def test_errors_inside_a_notebook(home):
@@ -351,12 +459,31 @@ def test_a_complete_run_is_recognised_without_torch(home):
         (["grid", "adp", "--dataset", "minifap"], "minifab"),
         (["grid", "adp", "--category", "gaer"], "gear"),
         (["check-data", "/nowhere/at/all"], ""),
+        (["grid", "adp", "--shots", "0"], "shots: found 0"),
+        (["grid", "adp", "--seed", "-1"], "seed: found -1"),
+        (["grid", "adp", "--tag", "../x"], "plain name"),
+        (["grid", "tgvig", "--table1", "--outside", "~unknownuser/x"], "cannot use the path"),
+        (["tables", "anomalysd", "--summary"], "expected adp"),
+        (["tables", "--summary", "--profile", "mimi"], "mini"),
     ],
 )
 def test_mistakes_print_one_error_and_exit_with_2(home, capsys, words, message):
     assert main(words) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err + printed.out
+
+
+def test_a_summary_of_nothing_says_so(home, capsys):
+    assert main(["tables", "--summary"]) == 0
+    assert capsys.readouterr().out == "no complete run of adp in the profile mini\n"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import sys; from fsad_lib.__main__ import main; sys.exit(main(['check-data', '/nowhere']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(60) == 141 and not error, error
 
 
 def test_list_shows_the_parameters(home, capsys):

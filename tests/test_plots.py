@@ -68,27 +68,27 @@ def test_bad_input_is_explained():
             call()
 
 
-def test_traces_of_several_concepts():
-    step = np.arange(1, 31)
-    one = pd.DataFrame({"step": step, "denoising_loss": 1 / step, "p_normal": step / 40, "hinge": 0.0})
-    long = pd.concat([one.assign(concept="<ti>"), one.assign(concept="<c_a>", hinge=1 / step)])
-    figure = plots.trace_plot(long, gamma=0.5)
-    text = words(figure)
-    assert "$c_a$" in text and "γ = 0.5" in text
-    assert len(figure.axes[0].lines) == 4 and len(figure.axes[2].lines) == 2  # TI has no hinge term
-    assert "no pseudo-anomalies" in words(plots.trace_plot(one))
-
-
-def test_tau_histograms_and_roc_read_a_runs_tables(tmp_path):
-    taus = pd.DataFrame({"tau": [0.01, 0.1] * 2, "image": [0, 0, 1, 1], "p_normal": [1, 0.7, 0, 0.4], "gradient": [0, 2, 0, 2.0]})
-    assert "used here: 0.1" in words(plots.tau_plot(taus, 0.1))
+def test_histograms_read_a_runs_table(tmp_path):
     run = pd.read_parquet(fake_run(tmp_path, "elpv", "mono", 4, 0) / "predictions.parquet")
     assert "normal (20)" in words(plots.score_histograms(run))
     pseudo = plots.score_histograms({"normal": [0.1, 0.2], "pseudo-anomalous": [0.5, 0.6], "anomalous": [0.7, 0.3]})
     assert len(pseudo.axes) == 3
-    assert "patch memory" in words(plots.roc(run, ["adp", "patch_memory"]))
-    with pytest.raises(FsadError, match="No ROC"):
-        plots.roc(run[run.label == 0])
+
+
+def test_names_that_look_like_mathematics_are_drawn_as_they_stand(folder, tmp_path):
+    odd = "x$\\foo$"
+    path = folder / f"{odd}.png"
+    (folder / "part0.png").rename(path)
+    drawn = [
+        plots.contact_sheet([path], [0.5], title=odd),
+        plots.image_grid(X[:2], [odd, r"$\lambda$ = 1"], title=odd),
+        plots.heatmap_overlay(X[:1], np.random.default_rng(0).random((1, 4, 4)), titles=[odd]),
+        plots.adp_overview(X, X, X, {"c_n": 1.0}, X, [0.1] * 5, [0] * 5, subtitle=odd),
+    ]
+    for i, figure in enumerate(drawn):
+        plots.save_figure(figure, f"figure{i}", tmp_path)
+    titles = {t.get_text(): t.get_parse_math() for t in drawn[1].findobj(plt.Text)}
+    assert titles[r"$\lambda$ = 1"] and not titles[odd], "our own mathematics stay mathematics"
 
 
 def test_result_figures_mark_what_was_not_run(tmp_path):

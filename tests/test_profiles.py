@@ -28,6 +28,18 @@ def test_profiles_have_the_same_keys_and_differ_in_values():
         ("adp.crop_scale=[0.5]", "crop_scale"),
         ({"adp.alpha": None}, "valid number"),
         ("name=other", "no key"),
+        ("adp.alpha=.inf", "adp.alpha: found inf; input should be a finite number"),
+        ("winclip.tau=.nan", "winclip.tau: found nan"),
+        ("tgvig.weights=[1,1,.inf]", "tgvig.weights.2: found inf"),
+        ("adp.crop_scale=[0.9,0.1]", "adp.crop_scale: found .0.9, 0.1.; expected the least share first"),
+        ("anomalysd.area=[0.5,0.05]", "anomalysd.area: .*least share first"),
+        ("adp.strength=0.01", "num_inference_steps: found 20; at strength 0.01 that is less than one step: raise it to at least 100, .* least 0.05"),
+        ("anomalysd.strength=0.1", "anomalysd.num_inference_steps: found 5; .*less than one step"),
+        ("tgvig.diffusion_steps=3", "tgvig.diffusion_steps: found 3; .*less than one step"),
+        ("anomalysd.scales=[2,2]", "anomalysd.scales: .*different numbers"),
+        ("anomalysd.scales=[2,200]", "anomalysd: found scales of 200 cells a side; expected at most 128"),
+        ("winclip.scales=[]", "winclip.scales: .*at least 1 item"),
+        ("adp.prompts_tuning=[]", "adp.prompts_tuning: .*at least 1 item"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(overrides, word):
@@ -78,3 +90,14 @@ def fake_models(root):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"{}")
+
+
+def test_a_strength_of_one_step_and_equal_ends_of_a_range_will_do():
+    profile = load_profile("mini", "adp.strength=0.05,adp.crop_scale=[1,1]")
+    assert profile.adp.strength == 0.05 and profile.adp.crop_scale == (1.0, 1.0)
+
+
+def test_the_home_directory_in_a_checkpoint_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_profile("mini", "clip.checkpoint=~/my/clip").path("clip") == tmp_path / "my/clip"
+    assert load_profile("mini", {"models_root": "~/models"}).path("clip") == tmp_path / "models/clip"

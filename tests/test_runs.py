@@ -3,7 +3,11 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +45,8 @@ def finish(run, **metrics):
 
 def test_a_run_has_one_folder_and_nothing_is_written_by_opening(home):
     run = opened(home)
-    assert run.path == home / "data/runs/mini/folder/part/10_fake_test/k2_seed0"
+    assert run.path.parent.parent.name.startswith("part-")  # then a hash of where the images lie
+    assert run.path == home / "data/runs/mini/folder" / run.path.parts[-3] / "10_fake_test/k2_seed0"
     assert not run.complete and not run.path.exists()
     assert opened(home, tag="try").path.name == "k2_seed0_try"
     assert (run.dataset, run.category, run.shots, run.seed, run.tag) == ("folder", "part", 2, 0, "")
@@ -58,7 +63,7 @@ def test_names_that_could_leave_the_folder_are_refused(home, field, name):
         opened(home, **{field: name})
 
 
-@pytest.mark.parametrize("field, value", [("shots", 0), ("shots", True), ("shots", 2.0), ("seed", -1), ("seed", "0")])
+@pytest.mark.parametrize("field, value", [("shots", 0), ("shots", True), ("shots", 2.0), ("seed", -1), ("seed", "0"), ("seed", 2**63), pytest.param("seed", 10**5000, id="long")])
 def test_counts_are_checked(home, field, value):
     with pytest.raises(FsadError, match=field):
         opened(home, **{field: value})
@@ -117,8 +122,6 @@ def test_the_fingerprint_follows_images_models_profile_and_parameters_only(home,
 
 
 def test_the_same_data_and_models_elsewhere_give_the_same_fingerprint(home):
-    import shutil
-
     first = opened(home).fingerprint
     shutil.copytree(home / "mine", home / "moved")
     assert runs.open_run("10_fake", "test", data_root=str(home / "moved"), **CELL).fingerprint == first
@@ -144,6 +147,23 @@ def test_large_files_are_hashed_once(home, monkeypatch):
     runs.forget_inputs()
     opened(home).fingerprint  # noqa: B018
     assert not calls
+
+
+def test_the_memory_of_hashes_is_written_once_a_fingerprint(home, monkeypatch):
+    written = []
+    original = runs.write_json
+    monkeypatch.setattr(runs, "write_json", lambda path, value: written.append(Path(path).name) or original(path, value))
+    monkeypatch.setattr(runs, "file_hashes", runs._HashCache())
+    opened(home).fingerprint  # noqa: B018
+    assert written.count("sha256.json") == 1
+    run = opened(home)
+    assert not run.has("a")
+    for name in "abc":
+        run.product_path(name).write_text(name)
+        run.commit(name)
+    assert written.count("sha256.json") == 1
+    run.finish()
+    assert written.count("sha256.json") == 2 and str(run.path / "c") in runs.read_json(home / "data/runs/.cache/sha256.json")
 
 
 # products
@@ -172,16 +192,50 @@ def test_unfinished_state_is_kept_for_its_fingerprint_and_goes_at_the_end(home):
     run = opened(home)
     run.scratch("state").write_text("step 3")
     (run.path / ".partial-0123456789abcdef").mkdir()
-    (run.path / ".tmp-1-a-notebook.ipynb").write_text("left by kill -9")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (run.path / f".tmp-{gone.pid}-a-notebook.ipynb").write_text("left by kill -9")
     run.sweep()
     assert run.scratch("state").read_text() == "step 3" and len(list(run.path.iterdir())) == 1
     finish(run)
     assert not list(run.path.glob(".*"))
 
 
+def test_a_sweep_leaves_what_a_living_process_writes(home):
+    run = opened(home)
+    others, mine = (run.product_path("a").with_name(f".tmp-{pid}-a-maps.npz") for pid in (os.getppid(), os.getpid()))
+    for path in (others, mine):
+        path.write_text("half")
+    run.sweep()
+    assert others.exists() and not mine.exists()
+
+
+def test_two_processes_that_make_one_run_list_all_its_products(home):
+    code = "import sys; from fsad_lib import runs\nrun = runs.open_run('10_fake', 'test', profile='mini', dataset='folder', category='part', "
+    code += "shots=2, seed=0, data_root=sys.argv[1])\n"
+    code += "for i in range(40):\n    run.product_path(f'{sys.argv[2]}{i}').touch(); run.commit(f'{sys.argv[2]}{i}')"
+    opened(home).fingerprint  # noqa: B018
+    both = [subprocess.Popen([sys.executable, "-c", code, str(home / "mine"), letter]) for letter in "ab"]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert len(runs.read_json(opened(home).path / "products.json")) == 80
+
+
+def test_two_folders_with_a_product_of_one_name_keep_a_run_each(home, monkeypatch):
+    finish(opened(home))
+    shutil.copytree(home / "mine", home / "moved")
+    second = runs.open_run("10_fake", "test", data_root=str(home / "moved"), **CELL)
+    assert not second.complete and second.path != opened(home).path and second.category == "part"
+    monkeypatch.chdir(home)
+    assert runs.open_run("10_fake", "test", data_root="mine", **CELL).path == opened(home).path, "however the folder is named"
+    finished = opened(home).path.relative_to(home)
+    shutil.copytree(home / "mine", home / "elsewhere/mine")
+    monkeypatch.setenv("FSAD_HOME", str(home / "elsewhere"))
+    assert opened(home / "elsewhere").path == home / "elsewhere" / finished, "the project may be moved as a whole"
+
+
 def test_upstream_is_the_same_cell_of_another_stage(home):
     run = opened(home, seed=1, tag="x").upstream("05_before")
-    assert run.path == home / "data/runs/mini/folder/part/05_before_test/k2_seed1_x"
+    assert run.path == opened(home).path.parents[1] / "05_before_test/k2_seed1_x"
 
 
 def test_two_processes_do_not_share_a_run(home):
@@ -213,18 +267,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_an_error_of_the_writer_leaves_nothing(tmp_path):
+def test_an_error_of_the_writer_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyError), runs.replacing(tmp_path / "a.bin") as temporary:
         temporary.write_bytes(b"half")
         raise KeyError
     with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a.bin") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("I/O error: No space left on device (os error 28)")
+    for text in ("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0", "basic_ios::clear: iostream error"):  # torch.save
+        with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a.bin"):
+            raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="another"), runs.replacing(tmp_path / "a.bin"):
+        raise RuntimeError("another error")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=4096))
+    with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a.bin"):
+        raise RuntimeError("another error")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_device(tmp_path):
-    if not Path("/dev/full").exists():
+    if not Path("/dev/full").is_char_device():
         pytest.skip("needs /dev/full")
     with pytest.raises(FsadError, match="disk is full"), runs.replacing(tmp_path / "a"), open("/dev/full", "w") as full:
         full.write("x" * 100_000)

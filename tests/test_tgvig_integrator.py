@@ -101,6 +101,21 @@ def test_the_discriminator_takes_one_step_an_iteration_whatever_the_number_of_or
     assert {int(state["step"]) for state in steps.values()} == {2}
 
 
+def test_what_the_discriminator_will_see_waits_on_the_cpu(monkeypatch):
+    """A full-shot run has hundreds of originals, each with its augmented images."""
+    moved, teach, pairs = [], integrator._teach, []
+
+    class Watched(torch.Tensor):
+        def cpu(self):
+            moved.append(super().cpu())
+            return moved[-1]
+
+    monkeypatch.setattr(integrator, "augment", lambda *a: augment(*a).as_subclass(Watched))
+    monkeypatch.setattr(integrator, "_teach", lambda work, optimizer, seen: pairs.extend(seen) or teach(work, optimizer, seen))
+    integrate(tiny_vqgan(), images(2), settings=replace(SMALL, iterations=1))
+    assert len(pairs) == 2 and all(any(t is m for m in moved) for pair in pairs for t in pair)
+
+
 def test_a_kept_state_is_read_to_the_cpu(tmp_path, clip, monkeypatch):
     """Scores of earlier iterations meet those of later ones on the CPU, wherever the models are."""
     s, real, places = replace(SMALL, iterations=1), torch.load, []

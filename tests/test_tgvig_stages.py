@@ -1,6 +1,7 @@
 """TGVIG's stages end to end on tiny random models: products, arms and their controls, resumption, what shares what."""
 
 import json
+from types import SimpleNamespace
 
 import lessons
 import numpy as np
@@ -15,6 +16,7 @@ from fsad_lib import baselines, runs
 from fsad_lib.datasets import read_images, read_masks
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
+from fsad_lib.profiles import load_profile
 from fsad_lib.tgvig import generator, integrator, stages
 
 ARMS = ["shots", "generated", "duplicated", "augmented"]
@@ -110,6 +112,25 @@ def test_rivals_are_drawn_once_judged_and_added_one_image_each(project, monkeypa
     assert torch.equal(added, made.rivals["vqgan_clip_word"][:1]), "as in Table 1, one image"
     with pytest.raises(FsadError, match="caption is empty"):
         stages.synthesize(open_run(project, "22_synthesize", more=",tgvig.rivals=[vqgan_clip_caption]"))
+
+
+def test_the_diffusion_model_is_loaded_once_for_all_its_images(monkeypatch):
+    from fsad_lib.foundation import diffusion
+
+    class Model:
+        image_size = 16
+
+        def sdedit(self, x, words, seed, **_):
+            return x + int(seed[-1]) / 4
+
+    loaded = []
+    monkeypatch.setattr(diffusion, "load_diffusion", lambda *_, **__: loaded.append(1) or Model())
+    monkeypatch.setattr(stages, "_clip", lambda *_: "clip")
+    stages._diffusion.cache_clear()
+    run = SimpleNamespace(profile=load_profile("mini"), seed=0)
+    made = [stages._diffuse(run, "a photo", torch.zeros(1, 3, 16, 16), i) for i in range(3)]
+    stages._diffusion.cache_clear()
+    assert len(loaded) == 1 and [float(x.mean()) for x in made] == [0, 0.25, 0.5]
 
 
 # ---------------------------------------------------------------- stage 32

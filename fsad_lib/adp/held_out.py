@@ -3,23 +3,23 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fsad_lib import datasets
 from fsad_lib.adp.detector import ADP
 from fsad_lib.adp.stages import clip_model, synthesize
 from fsad_lib.errors import FsadError
+from fsad_lib.winclip.windows import Features, extract
 
 __all__ = ["build_detector", "leave_one_out"]
 
 
-def build_detector(run: Any, shots: Tensor | None = None, method: str = "adp") -> ADP:
+def build_detector(run: Any, shots: Tensor | Features | None = None, method: str = "adp") -> ADP:
     """The detector of a run of stage "40_evaluate", from the prototypes of its stage 20.
 
     Args:
         run: the run; its earlier stages are made if they have not run.
-        shots: (K, 3, H, W) normal images to remember; None: the run's own.
+        shots: (K, 3, H, W) normal images to remember, or their features; None: the run's own.
         method: whose prototypes: "adp", "adp_l", "ti", "c_n", "c_a", "object" or "label".
     """
     tuned = synthesize(run.upstream("20_synthesize"))
@@ -44,9 +44,13 @@ def leave_one_out(run: Any, at_most: int = 8) -> np.ndarray:
     if run.shots < 2:
         raise FsadError(f"Leave-one-out needs at least 2 shots; found {run.shots}.")
     clip = clip_model(run.profile)
-    x = datasets.read_images(run.shot_paths(), clip.image_size)
+    f = extract(clip, datasets.read_images(run.shot_paths(), clip.image_size), run.profile.winclip.scales)  # of each shot once
     scores = []
-    for i in range(min(len(x), at_most)):
-        others = torch.cat([x[:i], x[i + 1 :]])
-        scores.append(float(build_detector(run, others)(x[i : i + 1]).image))
+    for i in range(min(len(f.f), at_most)):
+        others = _rows(f, [j for j in range(len(f.f)) if j != i])
+        scores.append(float(build_detector(run, others)(_rows(f, [i])).image))
     return np.array(scores)
+
+
+def _rows(features: Features, rows: list[int]) -> Features:
+    return Features(features.f[rows], tuple(w[rows] for w in features.windows), features.patches[rows], features.grid)

@@ -1,4 +1,4 @@
-"""The sentences of ADP: state words, templates, and the prompts that draw pseudo-anomalies (sections 3 and 3.2).
+"""The sentences of ADP: state words and templates (section 3). The prompts that draw pseudo-anomalies stand in the profiles.
 
 A concept is a word: an ordinary one ("object", "metal nut") or the placeholder of a learned one ("<c_n>").
 """
@@ -12,9 +12,7 @@ from torch import Tensor
 from fsad_lib.errors import FsadError
 
 __all__ = [
-    "PSEUDO",
     "TEMPLATES",
-    "TUNING",
     "S_a",
     "S_n",
     "embed",
@@ -54,9 +52,6 @@ TEMPLATES: tuple[str, ...] = (
     "a photo of a cool {}",
     "a photo of a small {}",
 )
-
-PSEUDO = ("a photo with damage", "a photo of an object with damage")  # section 3.2, word for word
-TUNING = ("a photo of a damaged <c_a>", "a photo of a <c_a> with damage")  # section 3.3, word for word
 
 
 def S_n(c: str) -> str:  # noqa: N802 - the paper's name

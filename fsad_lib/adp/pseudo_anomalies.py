@@ -72,7 +72,7 @@ def pseudo_anomalies(
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
         x: (K, 3, H, W) normal images in [0, 1].
-        prompts: e.g. :data:`fsad_lib.adp.prompts.PSEUDO`, or ``TUNING`` with ``concepts={"<c_a>": c_a}``.
+        prompts: the profile's ``prompts_pseudo``, or ``prompts_tuning`` with ``concepts={"<c_a>": c_a}``.
         n: number of pseudo-anomalies (L of eq. 4, L' of eq. 5).
         strength, guidance_scale, num_inference_steps: see ``Diffusion.sdedit``.
         crop_scale: see :func:`resize_and_crop`.
@@ -86,7 +86,7 @@ def pseudo_anomalies(
     """
     if len(x) == 0 or not prompts or n < 1:
         raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before minutes are spent
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before the diffusion model spends minutes on images that are then refused
         raise FsadError(
             f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
         )

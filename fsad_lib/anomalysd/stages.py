@@ -54,6 +54,9 @@ TRAINING = (
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The weights of S_pg whose effect every run measures."""
 
+SHOWN = ("anomalysd", "given")
+"""The method and protocol whose maps are kept for pictures."""
+
 MAP_SIZE = 256  # pixel metrics are taken at this side at most
 KEPT_SIZE = 64  # side of the maps that are kept for pictures
 PICTURE_SIZE = 128  # side of the pictures that are kept of the twins, at most
@@ -402,15 +405,16 @@ def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[p
     """Predictions, metric rows and small maps of one category; every image is kept the moment it is judged, the category when it is."""
     table, done, rows_file = (run.scratch(f"done-{name}.{kind}") for kind in ("parquet", "npz", "json"))
     if not all(path.is_file() for path in (table, done, rows_file)):
-        report, files = counter(f"evaluate {name}"), []
+        report, files, measurable = counter(f"evaluate {name}"), [], _measurable(test)
         for i, path in enumerate(test["path"]):
             files.append(run.scratch(f"image-{i:05d}-{name}.npz"))
             if not files[-1].is_file():
                 guess, value, maps = judge(path, name)
                 keys = ["/".join(key) for key in maps]
+                # an entry for each map: they are read one method at a time, and never without masks to measure them by
+                kept = {f"map-{i}": m.numpy() for i, (key, m) in enumerate(maps.items()) if measurable or key == SHOWN}
                 with replacing(files[-1]) as temporary:
-                    np.savez(temporary, keys=np.array(keys, str), scores=np.array([value[k] for k in maps]), guess=np.array(guess),
-                             maps=torch.stack(list(maps.values())).numpy())  # fmt: skip
+                    np.savez(temporary, keys=np.array(keys, str), scores=np.array([value[k] for k in maps]), guess=np.array(guess), **kept)
             if report:
                 report(i + 1, len(test))
         predictions, rows, small = _measure(run, name, test, files)
@@ -425,14 +429,25 @@ def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[p
         return pd.read_parquet(table), json.loads(rows_file.read_text()), file["maps"]
 
 
+def _measurable(test: pd.DataFrame) -> bool:
+    """Whether pixel metrics exist."""
+    return datasets.has_masks(test) and bool((test["label"] == 0).any())
+
+
 def _measure(
     run: Run, name: str, test: pd.DataFrame, files: Sequence[Path]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]], np.ndarray]:
     one = []
     for path in files:
         with np.load(path) as file:
-            one.append({key: file[key] for key in file.files})
+            one.append({key: file[key] for key in ("keys", "scores", "guess")})
     keys = [tuple(key.split("/")) for key in one[0]["keys"].tolist()]
+
+    def maps(key: tuple[str, str], keep: Sequence[bool] | None = None) -> np.ndarray:
+        """One method's maps (N, side, side): those of all methods would take gigabytes."""
+        chosen = files if keep is None else [path for path, kept in zip(files, keep, strict=True) if kept]
+        return np.stack([_entry(path, f"map-{keys.index(key)}") for path in chosen])
+
     seen = pd.Series(True, test.index)
     if run.dataset.startswith("minifab"):
         from fsad_lib.datasets.minifab import UNSEEN
@@ -443,17 +458,20 @@ def _measure(
         [base.assign(method=m, part=part, score=[float(r["scores"][i]) for r in one]) for i, (m, part) in enumerate(keys)],
         ignore_index=True,
     )
-    pixel = {}
-    if datasets.has_masks(test) and (test["label"] == 0).any():
-        masks = datasets.read_masks(test, one[0]["maps"].shape[-1])
-        for i, key in enumerate(keys):
-            pixel[key] = pixel_metrics(masks, np.stack([r["maps"][i] for r in one]), test["path"].tolist())
-    small = torch.from_numpy(np.stack([r["maps"][keys.index(("anomalysd", "given"))] for r in one]))
-    small = _smaller(small[:, None], KEPT_SIZE)[:, 0].half().numpy()
+    pixel, shown = {}, torch.from_numpy(maps(SHOWN))
+    if _measurable(test):
+        masks = datasets.read_masks(test, shown.shape[-1])
+        pixel = {key: pixel_metrics(masks, maps(key), test["path"].tolist()) for key in keys}
+    small = _smaller(shown[:, None], KEPT_SIZE)[:, 0].half().numpy()
     rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
     for row in rows if pixel else ():
         key = row["method"], row["part"]
         if row["group"] != "all" and not key[0].startswith(("scale_", "alpha_")):  # those would cost time and fill no table
             keep = (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy(copy=True)  # writable, as torch wants its index
-            row |= pixel_metrics(masks[keep], np.stack([r["maps"][keys.index(key)] for r, k in zip(one, keep, strict=True) if k]))
+            row |= pixel_metrics(masks[keep], maps(key, keep))
     return predictions, [{"category": name, **row} for row in rows], small
+
+
+def _entry(path: Path, name: str) -> np.ndarray:
+    with np.load(path) as file:  # reads no other entry
+        return file[name]

@@ -145,9 +145,17 @@ class EfficientAD:
     @torch.no_grad()
     def _standardise(self, model: EfficientAdModel, x: Tensor) -> None:
         """Mean and standard deviation of each teacher channel over the training images."""
-        features = [model.teacher(self._prepare(part)) for part in x.split(4)]
-        flat = torch.cat([f.transpose(0, 1).flatten(1) for f in features], dim=1)
-        model.mean_std.update({"mean": flat.mean(1).view(1, -1, 1, 1), "std": flat.std(1, correction=0).clamp_min(1e-6).view(1, -1, 1, 1)})
+
+        def mean(of: Callable[[Tensor], Tensor]) -> Tensor:  # in two passes, since all images' features would fill the memory
+            total, count = 0, 0
+            for part in x.split(4):
+                f = of(model.teacher(self._prepare(part)).double())
+                total, count = total + f.sum((0, 2, 3), keepdim=True), count + f[:, 0].numel()
+            return total / count
+
+        centre = mean(lambda f: f)
+        deviation = mean(lambda f: (f - centre).square()).sqrt()
+        model.mean_std.update({"mean": centre.float(), "std": deviation.float().clamp_min(1e-6)})
         model.mean_std.requires_grad_(False)
 
     @torch.no_grad()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "categories",
+    "check_masks",
     "class_name",
     "default_root",
     "has_masks",
@@ -154,3 +155,25 @@ def has_masks(table: pd.DataFrame) -> bool:
     test = table[table["split"] == "test"]
     bad = test[test["label"] != 0]
     return bool(len(bad)) and bool((bad["label"] == 1).all()) and bool(bad["mask_path"].notna().all())
+
+
+def check_masks(table: pd.DataFrame) -> None:
+    """Read the masks of a table that allow pixel metrics, and nothing else, so that a broken one is named before a run.
+
+    Raises:
+        FsadError: a defective image whose mask is empty, of another size, damaged or gone; every such file is named, up to five.
+    """
+    from fsad_lib.datasets.images import checked_mask
+
+    if not has_masks(table):
+        return
+    problems = []
+    bad = table[(table["split"] == "test") & (table["label"] == 1)]
+    for path, mask in zip(bad["path"], bad["mask_path"], strict=True):
+        try:
+            if not checked_mask(mask, path).any():
+                problems.append(f"mask {mask} has no defective pixel, but its image {path} is labelled defective; remove the mask or correct it.")
+        except FsadError as error:
+            problems.append(str(error))
+    if problems:
+        raise FsadError("\n".join(problems[:5]) + (f"\n... and {len(problems) - 5} more masks." if len(problems) > 5 else ""))

@@ -24,10 +24,30 @@ def is_image(path: Path) -> bool:
     return named and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
+def printable(text: object) -> str:
+    r"""`text` in characters that every terminal and file can take.
+
+    >>> printable("b\udce9.png")
+    'b\\udce9.png'
+    """
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
+def _named(path: Path) -> Path:
+    """`path`, refused when its name is not UTF-8: tables, JSON and terminals cannot hold it."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise FsadError(
+            f"the name '{printable(path.name)}' in {printable(path.parent)} is not UTF-8; expected one that is. Rename it."
+        ) from None
+    return path
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images directly inside `folder`, sorted by name; empty when the folder is missing."""
     try:
-        return sorted(p for p in folder.iterdir() if is_image(p))
+        return sorted(_named(p) for p in folder.iterdir() if is_image(p))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -39,7 +59,7 @@ def list_images(folder: Path) -> list[Path]:
 def list_folders(folder: Path) -> list[Path]:
     """The visible folders directly inside `folder`, sorted by name; empty when the folder is missing."""
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(_named(p) for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -87,10 +107,26 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    """Absolute, '~' expanded and '..' collapsed; links are kept as the user laid them."""
+    """Absolute, '~' expanded and '..' collapsed; links are kept as the user laid them. It need not exist.
+
+    Raises:
+        FsadError: no user of that name, no permission to look, a path too long, or one that is not UTF-8.
+    """
     import os
 
-    return Path(os.path.abspath(Path(path).expanduser()))
+    try:
+        found = Path(os.path.abspath(Path(path).expanduser()))
+        str(found).encode()
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except UnicodeEncodeError:
+        raise FsadError(f"the path '{printable(path)}' is not UTF-8; expected one that is. Rename the folder.") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        name = printable(path)
+        shown = name if len(name) <= 200 else f"{name[:200]}... ({len(name)} characters)"
+        raise FsadError(f"cannot use the path {shown!r}: {getattr(error, 'strerror', None) or error}. Check its spelling.") from None
+    return found
 
 
 def make_table(rows: Sequence[tuple], root: Path) -> pd.DataFrame:

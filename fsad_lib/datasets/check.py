@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from fsad_lib.datasets import btad, folder, mvtec_ad, mvtec_loco, visa
-from fsad_lib.datasets._common import absolute, is_image, list_folders, list_images
-from fsad_lib.datasets.images import _SIXTEEN_BIT, mask_array, mask_files, open_image, to_array
+from fsad_lib.datasets._common import absolute, is_image, list_folders, list_images, printable
+from fsad_lib.datasets.images import (
+    _SIXTEEN_BIT,
+    _opened,
+    lossy_format,
+    mask_array,
+    mask_files,
+    open_image,
+    to_array,
+)
 from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
@@ -85,7 +93,7 @@ class Report:
         lines.append(
             f"{'usable' if self.ok else 'NOT usable as it is'}: {errors} errors, {warnings} warnings"
         )
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def _some(paths: list, root: Path) -> str:
@@ -108,7 +116,12 @@ def check(path: str | Path) -> Report:
         to do:    check the spelling and the working directory
     NOT usable as it is: 1 errors, 0 warnings
     """
-    root = absolute(path)
+    try:
+        root = absolute(path)
+    except FsadError as error:
+        report = Report(Path(path))
+        report.add("error", str(error))
+        return report
     report = Report(root)
     if not root.is_dir():
         report.add(
@@ -122,6 +135,9 @@ def check(path: str | Path) -> Report:
         _check(root, report)
     except FsadError as error:
         report.add("error", str(error))
+    except OSError as error:
+        name = error.filename or root
+        report.add("error", f"cannot look into {name}: {error.strerror or error}", "a folder that can be read", "check its permissions and names")
     return report
 
 
@@ -144,7 +160,7 @@ def _check(root: Path, report: Report) -> None:
         _check_btad(root, report)
         return
     if folder.train_folder(root):
-        layout = {root.name: root}
+        layout = {root.name or "root": root}
     if not layout:
         inner = [
             p
@@ -310,6 +326,12 @@ def _check_btad(root: Path, report: Report) -> None:
 
 
 def _check_category(category: Path, name: str, report: Report, root: Path) -> None:
+    from fsad_lib.runs import check_name
+
+    try:
+        check_name("category", name)
+    except FsadError as error:
+        report.add("error", str(error), do="rename the folder; no run takes that name")
     try:
         rows = folder.rows_of(category, name)
     except FsadError as error:
@@ -326,6 +348,13 @@ def _check_category(category: Path, name: str, report: Report, root: Path) -> No
             "note",
             f"{name}: {count['train', 0]} normal images allow 1 to {count['train', 0]} shots; "
             "2 to 4 good images give no reliable threshold, only a ranking",
+        )
+    for kind in sorted({r[4] for r in rows if r[4] != "good" and r[4].lower() in ("good", "ok", "normal", "okay")}):
+        report.add(
+            "warning",
+            f"{name}: test/{kind} is counted as defective",
+            "test/good for images without a defect",
+            "rename it to good, if its images are",
         )
     if not count["test", 0] or not count["test", 1]:
         report.add(
@@ -365,7 +394,7 @@ def _check_category(category: Path, name: str, report: Report, root: Path) -> No
                 f"an image test/{kind.name}/<name> for each <name>_mask",
                 "rename or remove them",
             )
-    _check_files(root, name, report, [(r[0], r[2], r[3], r[5]) for r in rows])
+    _check_files(root, name, report, [(r[0], r[2], r[3], r[5]) for r in rows], empty="error")
 
 
 def _nonzero(mask: Path) -> bool:
@@ -381,11 +410,12 @@ def _check_files(
     report: Report,
     rows: list[tuple[Path, str, int, Path | None]],
     masks_required: bool = False,
+    empty: str = "warning",
 ) -> None:
-    """Decode every image and mask of a category."""
+    """Decode every image and mask of a category. empty: how bad an empty mask is; a run refuses one among a user's own."""
     sizes, modes = Counter(), Counter()
     digests: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    turned, dark, tiny = [], [], []
+    turned, dark, tiny, lossy = [], [], [], []
     for path, split, label, mask in rows:
         try:
             image = open_image(path)
@@ -404,9 +434,10 @@ def _check_files(
             dark.append(path)
         if min(image.size) < 32:
             tiny.append(path)
-        if mask is not None and mask.exists():
+        if mask is not None:
             for file in mask_files(mask):
-                _check_mask(root, name, report, image.size, path, file)
+                if _check_mask(root, name, report, image.size, path, file, empty if label == 1 else "warning"):
+                    lossy.append(file)
         elif masks_required and label == 1 and mask is None:
             report.add(
                 "error",
@@ -443,11 +474,12 @@ def _check_files(
         report.add(
             "note", f"{name}: {w}x{h} is not square; images are squeezed to the square, nothing is cut off"
         )
-    grey = sum(modes[m] for m in ("L", "1", *_SIXTEEN_BIT, "F"))
+    single = sorted(m for m in modes if m in ("L", "1", *_SIXTEEN_BIT, "F"))
+    grey = sum(modes[m] for m in single)
     if grey:
         report.add(
             "note",
-            f"{name}: {grey} single-channel images ({', '.join(sorted(modes))}); grey becomes three channels",
+            f"{name}: {grey} single-channel images ({', '.join(single)}); grey becomes three channels",
         )
     if grey and grey < sum(modes.values()):
         report.add(
@@ -469,23 +501,30 @@ def _check_files(
             "values that fill 0..65535",
             "stretch them, all by the same factor",
         )
+    if lossy:
+        kinds = ", ".join(sorted({lossy_format(p) for p in lossy}))
+        report.add(
+            "warning",
+            f"{name}: {len(lossy)} masks are saved with losses ({kinds}): {_some(lossy, root)}",
+            "PNG, where every value above zero is defect",
+            "only their values above half count; save them again as PNG from the original",
+        )
     if tiny:
         report.add("warning", f"{name}: {len(tiny)} images are smaller than 32 pixels: {_some(tiny, root)}")
 
 
 def _orientation(path: Path) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with _opened(path) as image:
         return image.getexif().get(0x0112, 1)
 
 
-def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], path: Path, mask: Path) -> None:
+def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], path: Path, mask: Path, empty: str) -> bool:
+    """Report what is wrong with a mask; True when its format loses detail."""
     try:
         m = mask_array(mask)
     except FsadError as error:
         report.add("error", f"{name}: {error}")
-        return
+        return False
     if m.shape != size[::-1]:
         report.add(
             "error",
@@ -495,10 +534,10 @@ def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], pa
         )
     elif not m.any():
         report.add(
-            "warning",
+            empty,
             f"{name}: mask {mask.relative_to(root)} is empty",
             "the defect's pixels above zero",
-            "redraw it, or move the image to test/good",
+            "redraw or remove it, or move the image to test/good",
         )
     elif m.all():
         report.add(
@@ -507,6 +546,7 @@ def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], pa
             "zero outside the defect",
             "is it inverted, or saved on white?",
         )
+    return bool(lossy_format(mask))
 
 
 def _check_strangers(root: Path, layout: dict[str, Path], report: Report) -> None:

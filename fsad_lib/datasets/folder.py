@@ -24,7 +24,6 @@ from fsad_lib.datasets._common import (
     list_folders,
     list_images,
     make_table,
-    safe_name,
     unknown,
 )
 from fsad_lib.errors import FsadError
@@ -48,7 +47,18 @@ def train_folder(category: Path) -> Path | None:
 
 def categories(root: str | Path) -> list[str]:
     """The categories found in `root`, sorted; `root`'s own name when it is one category itself."""
-    return sorted(_folders(absolute(root)))
+    root = absolute(root)
+    return sorted(_checked(name, root) for name in _folders(root))
+
+
+def _checked(category: str, root: Path) -> str:
+    """A category's name, refused when no run folder can be called so."""
+    from fsad_lib.runs import check_name
+
+    try:
+        return check_name("category", category)
+    except FsadError as error:
+        raise FsadError(f"{error} Rename the folder in {root}.") from None
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -112,7 +122,7 @@ def load(root: str | Path, category: str | None = None) -> pd.DataFrame:
     root = absolute(root)
     found = _folders(root)
     if category is not None:
-        if safe_name("category", category) not in found:
+        if _checked(category, root) not in found:
             raise unknown("category", category, sorted(found))
         found = {category: found[category]}
-    return make_table([row for name in sorted(found) for row in rows_of(found[name], name)], root)
+    return make_table([row for name in sorted(found) for row in rows_of(found[name], _checked(name, root))], root)

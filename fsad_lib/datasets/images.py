@@ -13,7 +13,8 @@ PIL and torch are imported when a function is called, so that importing the pack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,19 @@ _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Pillow's image, without its warning at large ones: a big scan is no attack, and what is too big is refused."""
+    import warnings
+
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
+
+
 def open_image(path: str | Path) -> Image.Image:
     """The decoded PIL image, EXIF orientation applied, in the mode the file has.
 
@@ -42,7 +56,7 @@ def open_image(path: str | Path) -> Image.Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
@@ -53,7 +67,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise FsadError(f"no permission to read {path}. Make the file readable.") from None
     except UnidentifiedImageError:
         raise FsadError(
-            f"not an image: {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP, WebP, PGM or GIF; replace or remove it."
+            f"not an image, or a kind of it that Pillow cannot read (64-bit float): {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP, WebP, PGM or GIF; replace or remove it."
         ) from None
     except Image.DecompressionBombError as error:
         raise FsadError(f"image too large: {path}: {error}. Scale it down first.") from None
@@ -170,21 +184,47 @@ def mask_files(path: str | Path) -> list[Path]:
     return files
 
 
+def lossy_format(path: str | Path) -> str:
+    """The format of an image file that blurs edges, "JPEG" or the like, else ""; told by the content, whatever the name ends in.
+
+    A lossy mask has small values all around its defects, so that "above zero" would mark too much.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF":
+            return "JPEG in a TIFF" if image.info.get("compression") in ("jpeg", "tiff_jpeg") else ""
+        if image.format == "WEBP":
+            with open(path, "rb") as file:
+                return "" if file.read(16)[12:] == b"VP8L" else "lossy WebP"
+        return image.format if image.format in ("JPEG", "MPO", "JPEG2000", "AVIF") else ""
+
+
 def mask_array(path: str | Path) -> np.ndarray:
     """A mask file, or a folder of one image's masks (their union) -> (H, W) bool. Any value above zero is defect (VisA's masks
-    hold class numbers, not 255); in a lossy JPEG only values above half count. Transparent pixels are background."""
+    hold class numbers, not 255); in a lossy file (see `lossy_format`) only values above half count. Transparent pixels are background."""
     if Path(path).is_dir():
         masks = [mask_array(p) for p in mask_files(path)]
         if len(sizes := {m.shape for m in masks}) > 1:
             raise FsadError(f"masks of different sizes {sorted(sizes)} (height, width) in {path}; expected one size.")
         return np.logical_or.reduce(masks)
     image = open_image(path)
-    lossy = Path(path).suffix.lower() in (".jpg", ".jpeg", ".jpe")
+    lossy = bool(lossy_format(path))
     if image.mode in _SIXTEEN_BIT or image.mode in ("F", "L", "1"):
         values = np.asarray(image)
         return values > (127 if lossy else 0)
     rgba = np.asarray(image.convert("RGBA"))
     return (rgba[..., :3].max(axis=2) > (127 if lossy else 0)) & (rgba[..., 3] > 0)
+
+
+def checked_mask(path: str | Path, image: str | Path) -> np.ndarray:
+    """`mask_array`, refused when its size is not that of the image that it belongs to."""
+    m = mask_array(path)
+    width, height = image_size(image)
+    if m.shape != (height, width):
+        raise FsadError(
+            f"mask {path} is {m.shape[1]}x{m.shape[0]} (width x height), its image {image} {width}x{height}; "
+            "expected the same size. Draw the mask on the image's own pixels."
+        )
+    return m
 
 
 def read_mask(path: str | Path | None, size: int, image: str | Path | None = None) -> Tensor:
@@ -207,14 +247,7 @@ def read_mask(path: str | Path | None, size: int, image: str | Path | None = Non
     size = _side(size)
     if path is None:
         return torch.zeros(size, size, dtype=torch.bool)
-    m = mask_array(path)
-    if image is not None:
-        width, height = image_size(image)
-        if m.shape != (height, width):
-            raise FsadError(
-                f"mask {path} is {m.shape[1]}x{m.shape[0]} (width x height), its image {image} {width}x{height}; "
-                "expected the same size. Draw the mask on the image's own pixels."
-            )
+    m = mask_array(path) if image is None else checked_mask(path, image)
     resized = np.array(Image.fromarray(m.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0
     if m.any() and not resized.any():
         rows, columns = np.nonzero(m)
@@ -224,10 +257,8 @@ def read_mask(path: str | Path | None, size: int, image: str | Path | None = Non
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) as displayed, from the file's header only."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
     except Exception:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
-__all__ = ["CLIP", "END_OF_TEXT", "ImageTokens", "expand_token_rows", "load_clip"]
+__all__ = ["CLIP", "END_OF_TEXT", "expand_token_rows", "load_clip"]
 
 END_OF_TEXT = 49407
 WEIGHTS = (
@@ -32,18 +32,6 @@ WEIGHTS = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-
-
-class ImageTokens(NamedTuple):
-    """What the image tower knows about an image.
-
-    f: (B, D) unit image embeddings. patches: (B, N, width) features of the patches before the projection into
-    the joint space (the "penultimate" features of WinCLIP). grid: side of the square patch grid, N = grid².
-    """
-
-    f: Tensor
-    patches: Tensor
-    grid: int
 
 
 class _Before(NamedTuple):
@@ -183,13 +171,6 @@ class CLIP:
     def encode_image(self, x: Tensor, batch_size: int = 64) -> Tensor:
         """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size."""
         return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in x.split(batch_size)])
-
-    @torch.no_grad()
-    def encode_image_tokens(self, x: Tensor, batch_size: int = 64) -> ImageTokens:
-        """Image embeddings and patch features for images (B, 3, H, W) in [0, 1] of any size."""
-        parts = [self.encode_tokens(self.embed_patches(part)) for part in x.split(batch_size)]
-        f, patches = (torch.cat(items) for items in zip(*parts, strict=True))
-        return ImageTokens(f, patches, self.grid)
 
     # Text
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root
@@ -24,11 +33,38 @@ Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 AtLeast2 = Annotated[int, Field(ge=2)]
 DatasetName = Literal["minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "mvtec_loco", "btad", "folder"]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("order", "expected the least share first, then the greatest")
+    return pair
+
+
+def _distinct(scales: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(scales)) < len(scales):
+        raise PydanticCustomError("distinct", "expected different numbers, each once")
+    return scales
+
+
+def _at_least_one_step(steps: int, strength: float | None) -> int:
+    """Refuse a strength of less than one step now: SDEdit and inpainting would do so after the training (None: refused already)."""
+    if strength is not None and int(steps * strength) == 0:
+        raise PydanticCustomError(
+            "steps", "at strength {strength} that is less than one step: raise it to at least {steps}, or the strength to at least {least}",
+            {"strength": strength, "steps": -int(-1 // strength), "least": f"{1 / steps:.3g}"},
+        )  # fmt: skip
+    return steps
+
+
+Range = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
+Scales = Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
+Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
 TestImages = AtLeast2 | tuple[tuple[DatasetName, AtLeast2], ...] | None
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Clip(_Model):
@@ -73,17 +109,22 @@ class Adp(_Model):
     strength: Fraction
     guidance_scale: AtLeast0
     num_inference_steps: Positive
-    crop_scale: tuple[Fraction, Fraction]
+    crop_scale: Range
     visual_weight: AtLeast0
-    prompts_pseudo: tuple[str, ...]
-    prompts_tuning: tuple[str, ...]
+    prompts_pseudo: Prompts
+    prompts_tuning: Prompts
+
+    @field_validator("num_inference_steps")
+    @classmethod
+    def _one_step(cls, steps: int, info: ValidationInfo) -> int:
+        return _at_least_one_step(steps, info.data.get("strength"))
 
 
 class Winclip(_Model):
     """``tau`` None means 1 / the model's own logit scale; ``scales`` are window sides in patches."""
 
     tau: Above0 | None = None
-    scales: tuple[Positive, ...] = (2, 3)
+    scales: Scales = (2, 3)
 
 
 class Perceptual(_Model):
@@ -101,7 +142,7 @@ class Anomalysd(_Model):
     prompt_levels: tuple[Literal["object", "detail"], ...]
     parts: tuple[tuple[str, str], ...] = ()
     foreground: bool
-    area: tuple[Fraction, Fraction]
+    area: Range
     steps_unet: Steps
     lr_unet: Above0
     steps_decoder: Steps
@@ -111,7 +152,7 @@ class Anomalysd(_Model):
     gradient_checkpointing: bool
     precision: Literal["float32", "bfloat16"]
     strength: Fraction
-    scales: tuple[Positive, ...]
+    scales: Scales
     alpha: Annotated[float, Field(ge=0, le=1)]
     guidance_scale: AtLeast0
     num_inference_steps: Positive
@@ -125,6 +166,11 @@ class Anomalysd(_Model):
     perceptual_size: Annotated[int, Field(ge=31)] | None
     batch_size: Positive
     test_images: TestImages = None
+
+    @field_validator("num_inference_steps")
+    @classmethod
+    def _one_step(cls, steps: int, info: ValidationInfo) -> int:
+        return _at_least_one_step(steps, info.data.get("strength"))
 
 
 class Vqgan(_Model):
@@ -177,6 +223,11 @@ class Tgvig(_Model):
     diffusion_guidance: AtLeast0
     diffusion_steps: Positive
 
+    @field_validator("diffusion_steps")
+    @classmethod
+    def _one_step(cls, steps: int, info: ValidationInfo) -> int:
+        return _at_least_one_step(steps, info.data.get("diffusion_strength"))
+
 
 class Baselines(_Model):
     """What the detectors are trained on and for how long: the same in every arm. ``test_images``: as in anomalysd."""
@@ -203,6 +254,10 @@ class Baselines(_Model):
     distillation_batch_size: Positive
     distillation_lr: Above0
     test_images: TestImages = None
+
+
+def _home(path: str) -> str:
+    return os.path.expanduser(path)  # "~" of an override: no shell has seen it
 
 
 class Profile(_Model):
@@ -232,6 +287,15 @@ class Profile(_Model):
     tgvig: Tgvig
     baselines: Baselines
 
+    @field_validator("anomalysd")
+    @classmethod
+    def _cells_of_a_pixel(cls, section: Anomalysd, info: ValidationInfo) -> Anomalysd:
+        side = info.data["inpainting"].image_size if "inpainting" in info.data else None
+        if side is not None and max(section.scales) > side:
+            text = "found scales of {largest} cells a side; expected at most {side}, the pixels of inpainting.image_size"
+            raise PydanticCustomError("scales", text, {"largest": max(section.scales), "side": side})
+        return section
+
     def path(self, section: str) -> Path | None:
         """Absolute path of a section's checkpoint ("clip", "winclip_clip", "diffusion", "inpainting",
         "perceptual", "backbone", ...); None where the weights come with a Python package, or where there is nothing.
@@ -241,7 +305,7 @@ class Profile(_Model):
         """
         checkpoint = getattr(self, section).checkpoint
         # "../mini" is resolved by name: the folder of the real checkpoints need not exist where every one lies elsewhere
-        return None if checkpoint is None else Path(os.path.normpath(project_root() / self.models_root / checkpoint))
+        return None if checkpoint is None else Path(os.path.normpath(project_root() / _home(self.models_root) / _home(checkpoint)))
 
 
 MODEL_SECTIONS = ("clip", "winclip_clip", "diffusion", "backbone")
@@ -370,10 +434,10 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
     try:
         return Profile.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc']))}: found {e['input']!r}; {e['msg'][0].lower() + e['msg'][1:]}"
-            for e in error.errors()
-        ]
+        lines = []
+        for e in error.errors():
+            found = "" if isinstance(e["input"], dict) else f"found {e['input']!r}; "  # a whole section is not repeated
+            lines.append(f"  {'.'.join(map(str, e['loc']))}: {found}{e['msg'][0].lower() + e['msg'][1:]}")
         raise FsadError("\n".join([f"Profile {name!r} is not valid:", *lines])) from None
 
 

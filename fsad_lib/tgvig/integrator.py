@@ -160,7 +160,7 @@ def integrate(
             made.append(images.detach().clamp(0, 1))
             parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
             if "discriminator" in optimizers:
-                rebuilt.append((augmented, vq.x_hat.detach()))
+                rebuilt.append((augmented.cpu(), vq.x_hat.detach().cpu()))  # off the GPU: there are as many pairs as originals
         found = torch.cat(made)
         if rebuilt:
             _teach(work, optimizers["discriminator"], rebuilt)
@@ -189,7 +189,7 @@ def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, pairs: list[tuple[Tens
     """One step of the discriminator on the augmented images and the reconstructions of all originals."""
     optimizer.zero_grad(set_to_none=True)  # also what the generator's step left there
     for x, x_hat in pairs:
-        (work.discriminator_loss(x, x_hat) / len(pairs)).backward()
+        (work.discriminator_loss(x.to(work.device), x_hat.to(work.device)) / len(pairs)).backward()
     optimizer.step()
 
 

@@ -116,6 +116,13 @@ def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
     return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
 
 
+@lru_cache(maxsize=1)
+def _diffusion(checkpoint: str, clip: Any, image_size: int, device: str) -> Any:
+    from fsad_lib.foundation.diffusion import load_diffusion
+
+    return load_diffusion(checkpoint, clip, device=device, image_size=image_size)
+
+
 def load_models(profile: Any) -> tuple[VQGAN, Any]:
     """VQGAN (with all that its loss needs) and CLIP of a profile, on the GPU if there is one."""
     missing_checkpoints(profile, sections("tgvig", profile, "22_synthesize"))
@@ -270,12 +277,12 @@ def _optimise(run: Run, name: str, prompts: dict[str, str], x: Tensor, i: int, m
 
 def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
     """A shot, changed a little by the diffusion model towards the naive prompt: our addition to Table 1."""
-    from fsad_lib.foundation.diffusion import load_diffusion, resize
+    from fsad_lib.foundation.diffusion import resize
 
     p, t = run.profile, run.profile.tgvig
     shared = not (p.path("diffusion") / "text_encoder").is_dir()
     clip = _clip(str(p.path("clip")), p.clip.architecture, _device()) if shared else None
-    model = load_diffusion(p.path("diffusion"), clip, device=_device(), image_size=p.diffusion.image_size)
+    model = _diffusion(str(p.path("diffusion")), clip, p.diffusion.image_size, _device())
     edited = model.sdedit(
         resize(x[i % len(x)][None], model.image_size), [words], strength=t.diffusion_strength, guidance_scale=t.diffusion_guidance,
         num_inference_steps=t.diffusion_steps, seed=f"{run.seed}/rival/{i}",
