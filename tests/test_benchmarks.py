@@ -83,3 +83,18 @@ def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path, method):
     for stage in shrunk.STAGES[method]:
         measured = shrunk.run_stage(stage, args)
         assert measured["seconds"] > 0 and measured["rss_gib"] > 0 and measured["parameters"] > 10_000
+
+
+def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
+    """At the least what the parameters, their gradients and AdamW's two moments take, four bytes a number; more for a larger image."""
+    monkeypatch.syspath_prepend(FOLDER)
+    budget = load("memory_budget")
+    config = budget.UNET_15 | dict(
+        block_out_channels=[32, 32], layers_per_block=1, sample_size=8, attention_head_dim=8, cross_attention_dim=16,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    )  # fmt: skip
+    weights = 4 * sum(p.numel() for p in budget._unet(config).parameters()) / 2**30
+    small, large = (budget.peak(False, side, 1, config) for side in (8, 64))
+    assert small["Parameter"] == pytest.approx(weights, rel=0.02) and small["Total"] > 3.5 * weights
+    assert large["Total"] > 2 * small["Total"], "activations of a larger image"
+    assert budget.peak(True, 64, 1, config)["Total"] < large["Total"], "checkpointing keeps fewer of them"

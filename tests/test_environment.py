@@ -44,7 +44,7 @@ def test_every_import_of_the_library_is_a_declared_dependency():
     import sys
 
     modules = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
-    modules |= {"open_clip": "open_clip_torch", "jupyter_client": "ipykernel"}
+    modules |= {"open_clip": "open_clip_torch", "jupyter_client": "ipykernel", "pydantic_core": "pydantic"}
     declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *EXTRAS["elpv"]]}
     for path in sorted((ROOT / "fsad_lib").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

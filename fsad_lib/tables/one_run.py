@@ -292,13 +292,13 @@ def drawable(profile: str = "mini", method: str = "adp", dataset: str | None = N
     for path in folder.glob(f"{dataset or '*'}/*/40_evaluate_{method}/k*_seed*/predictions.parquet"):
         match = re.fullmatch(r"k(\d+)_seed(\d+)", path.parent.name)
         if match and (path.parent / "products.json").is_file():
-            found.append((path.parts[-5], path.parts[-4], int(match[1]), int(match[2])))
+            given = _parameters(path.parent)  # an own folder's runs lie under <category>-<mark of the folder>
+            found.append((path.parts[-5], given.get("category", path.parts[-4]), int(match[1]), int(match[2]), given.get("data_root", "")))
     order = {"minifab": 0, "mvtec_ad": 0, "visa": 1, "elpv": 2}
-    for name, category, shots, seed in sorted(found, key=lambda c: (order.get(c[0], 3), c[2] != 4, c[3], c[1] != "gear", c)):
+    for name, category, shots, seed, data_root in sorted(found, key=lambda c: (order.get(c[0], 3), c[2] != 4, c[3], c[1] != "gear", c)):
         try:
             run = open_run(
-                "40_evaluate", method, profile=profile, dataset=name, category=category, shots=shots, seed=seed,
-                data_root=_data_root(folder / name / category, shots, seed, method),
+                "40_evaluate", method, profile=profile, dataset=name, category=category, shots=shots, seed=seed, data_root=data_root
             )  # fmt: skip
             if _whole(run):
                 yield run
@@ -306,11 +306,10 @@ def drawable(profile: str = "mini", method: str = "adp", dataset: str | None = N
             continue
 
 
-def _data_root(folder: Path, shots: int, seed: int, method: str) -> str:
+def _parameters(folder: Path) -> dict:
     from fsad_lib.runs import read_json
 
-    provenance = read_json(folder / f"40_evaluate_{method}" / f"k{shots}_seed{seed}" / "provenance.json") or {}
-    return (provenance.get("parameters") or {}).get("data_root", "")
+    return (read_json(folder / "provenance.json") or {}).get("parameters") or {}
 
 
 def _whole(run: Any) -> bool:
