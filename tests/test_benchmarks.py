@@ -98,3 +98,4 @@ def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
     assert small["Parameter"] == pytest.approx(weights, rel=0.02) and small["Total"] > 3.5 * weights
     assert large["Total"] > 2 * small["Total"], "activations of a larger image"
     assert budget.peak(True, 64, 1, config)["Total"] < large["Total"], "checkpointing keeps fewer of them"
+    assert budget.flops(16, config) > 3.5 * budget.flops(8, config) > 0, "four times the pixels"
