@@ -33,12 +33,16 @@ from fsad_lib.plots import (
     to_pixels,
 )
 from fsad_lib.plots import _math as mathematical
-from fsad_lib.plots import _smooth as smooth
 
 __all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
 
 WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
 SOFT = "#555555"
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The centred moving average."""
+    return pd.Series(values).rolling(window, min_periods=1, center=True).mean().to_numpy()
 
 
 def _word(name: str) -> str:
