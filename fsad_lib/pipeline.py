@@ -654,7 +654,8 @@ def _grids_and_figures(
     result = execute(FIGURES[method], {"profile": profile})
     say(f"{FIGURES[method]}  {'complete already' if result.skipped else _duration(result.seconds)}")
     if method == "adp":
-        say("\n" + tables.summary(runs.project_root(), profile).to_string())
+        table = tables.summary(runs.project_root(), profile)
+        say(f"\n{table.to_string()}" if len(table.columns) else "\nNo complete run, hence no table.")
     files = [f for f in (result.run.metrics or {}).get("files", ()) if f.endswith(".png")]
     say("\nFigures:\n" + "\n".join(f"  {name}" for name in files) if files else "\nFigures: see figures/")
     done, skipped, failed = (sum(values) for values in zip(*((r.done, r.skipped, len(r.failed)) for r in reports), strict=True))
