@@ -4,7 +4,7 @@
 
 Tensors are fake (shapes without numbers); PyTorch's tracker adds up what two training steps would hold at their peak: batch 1, AdamW in
 float32, autocast to bfloat16, with and without gradient checkpointing. A GPU adds its context, kernels' workspace and fragmentation, and
-encoders, decoder and LPIPS (0.9 GiB in float32) stay beside it. Work: floating-point operations of one U-Net evaluation times the evaluations
+text encoder, VAE and LPIPS (0.8 GiB in float32) stay beside it. Work: floating-point operations of one U-Net evaluation times the evaluations
 of an image, at a speed that is assumed, not measured.
 """
 

@@ -192,11 +192,13 @@ def contact_sheet(
     limit: int = 24,
     size: int = 160,
     title: str = "",
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
 
     ``labels``: 1 defective (orange frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
-    are more images, the lowest few follow so that the contrast is visible.
+    are more images, the lowest few follow so that the contrast is visible. ``names``: what follows rank and score of each image; by default a line with
+    its folder and file.
     """
     from fsad_lib.datasets import read_image
 
@@ -220,9 +222,9 @@ def contact_sheet(
         label = -1 if labels is None else int(labels[i])
         ax.set_axis_on()
         show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
-        name = "/".join(Path(paths[i]).parts[-2:])
-        name = name if len(name) <= 18 else f"…{name[-17:]}"
-        ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}\n{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
+        place = "/".join(Path(paths[i]).parts[-2:])
+        name = names[i] if names is not None else f"\n{place}" if len(place) <= 18 else f"\n…{place[-17:]}"
+        ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
     head = title or "Most anomalous first"
     if len(order) > limit:
         head += f"{'' if head.endswith(chr(10)) else '   '}(the {limit - 6} highest and the 6 lowest of {len(order)})"

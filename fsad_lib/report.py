@@ -41,7 +41,6 @@ def threshold_note(k: int) -> str:
     )
 
 
-@plots.styled
 def contact_sheet(images: pd.DataFrame, maps: np.ndarray | None = None, *, limit: int = 24, size: int = 160, title: str = "") -> Figure:
     """:func:`fsad_lib.plots.contact_sheet` of a table, each image named in full: product, kind of defect and file.
 
@@ -49,15 +48,9 @@ def contact_sheet(images: pd.DataFrame, maps: np.ndarray | None = None, *, limit
         images: one row per image: path, label (0, 1, -1 unknown), score, and where they are known category and defect.
         maps: (N, h, w), in the order of the rows, or None.
     """
-    figure = plots.contact_sheet(images["path"].tolist(), images["score"].tolist(), maps, images["label"].astype(int).tolist(), limit, size, title)
-    ranked = images.sort_values(["score", "path"], ascending=[False, True])
-    for ax in figure.axes:
-        head = ax.get_title(loc="left").splitlines()[:1]  # "rank.  score"
-        if head:
-            row = ranked.iloc[int(head[0].split(".")[0]) - 1]
-            ax.set_title(f"{head[0]}  {row.get('category', '')}\n{short_name(row.get('defect', ''), row['path'])}", fontsize=8, loc="left")
-    figure.suptitle(figure.get_suptitle(), x=0.01, ha="left", fontsize=10)
-    return figure
+    names = [f"  {row.get('category', '')}\n{short_name(row.get('defect', ''), row['path'])}" for _, row in images.iterrows()]
+    labels = images["label"].astype(int).tolist()
+    return plots.contact_sheet(images["path"].tolist(), images["score"].tolist(), maps, labels, limit, size, title, names)
 
 
 def short_name(kind: str, path: str, length: int = 26) -> str:

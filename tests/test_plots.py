@@ -81,13 +81,14 @@ def test_names_that_look_like_mathematics_are_drawn_as_they_stand(folder, tmp_pa
     (folder / "part0.png").rename(path)
     drawn = [
         plots.contact_sheet([path], [0.5], title=odd),
+        report.contact_sheet(pd.DataFrame({"path": [str(path)], "score": [0.5], "label": [1], "defect": [odd]}), title=odd),
         plots.image_grid(X[:2], [odd, r"$\lambda$ = 1"], title=odd),
         plots.heatmap_overlay(X[:1], np.random.default_rng(0).random((1, 4, 4)), titles=[odd]),
         plots.adp_overview(X, X, X, {"c_n": 1.0}, X, [0.1] * 5, [0] * 5, subtitle=odd),
     ]
     for i, figure in enumerate(drawn):
         plots.save_figure(figure, f"figure{i}", tmp_path)
-    titles = {t.get_text(): t.get_parse_math() for t in drawn[1].findobj(plt.Text)}
+    titles = {t.get_text(): t.get_parse_math() for t in drawn[2].findobj(plt.Text)}
     assert titles[r"$\lambda$ = 1"] and not titles[odd], "our own mathematics stay mathematics"
 
 
