@@ -21,7 +21,7 @@ from fsad_lib.adp.prompts import (
     state_prompts,
     templates,
 )
-from fsad_lib.adp.pseudo_anomalies import pseudo_anomalies, resize_and_crop
+from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies, resize_and_crop
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
@@ -383,10 +383,21 @@ EDIT = dict(strength=0.5, guidance_scale=2.0, num_inference_steps=4)
 def test_pseudo_anomalies_go_round_shots_and_prompts(sd):
     x = images(2)
     made = pseudo_anomalies(sd, x, PSEUDO, 5, crop_scale=(1.0, 1.0), seed=3, **EDIT)
-    pairs = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]
+    pairs = [(0, 0), (1, 1), (0, 1), (1, 0), (0, 0)]
     expected = sd.sdedit(x[[s for s, _ in pairs]], [PSEUDO[p] for _, p in pairs], seed=3, **EDIT)
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
     assert (made[0] - made[4]).abs().max() > 1e-3  # same pair, other noise
+
+
+@pytest.mark.parametrize(("shots", "prompts"), [(1, 2), (2, 2), (4, 2), (8, 2), (16, 2), (3, 4), (5, 3)])
+def test_shots_and_prompts_are_dealt_evenly(shots, prompts):
+    pairs = [tuple(pair) for pair in torch.stack(deal(2 * shots * prompts, shots, prompts), 1).tolist()]
+    half = shots * prompts
+    assert sorted(pairs[:half]) == sorted(pairs[half:]) == [(s, p) for s in range(shots) for p in range(prompts)]
+    few = pairs[:8]  # mini's number: all prompts, alike, and as many shots as can be
+    assert len({s for s, _ in few}) == min(shots, 8)
+    counts = [sum(p == i for _, p in few) for i in range(prompts)]
+    assert max(counts) - min(counts) <= max(1, len(few) // shots)
 
 
 def test_pseudo_anomalies_depend_on_seed_and_index_alone(sd):

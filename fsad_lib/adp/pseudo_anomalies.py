@@ -10,7 +10,24 @@ from torch import Tensor
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator, resize
 
-__all__ = ["pseudo_anomalies", "resize_and_crop"]
+__all__ = ["deal", "pseudo_anomalies", "resize_and_crop"]
+
+
+def deal(n: int, shots: int, prompts: int) -> tuple[Tensor, Tensor]:
+    """Which shot each of n pseudo-anomalies edits, and towards which prompt: shot ``j % K``, prompt ``(j % K + j // K) % P``.
+
+    Any K * P in a row are every pair once, and any P in a row within one round of the shots are every prompt once: few pseudo-anomalies
+    of many shots still meet all prompts.
+
+    Returns:
+        two LongTensors (n,).
+
+    Example:
+        >>> [tuple(pair) for pair in torch.stack(deal(4, shots=2, prompts=2), 1).tolist()]
+        [(0, 0), (1, 1), (0, 1), (1, 0)]
+    """
+    j = torch.arange(n)
+    return j % shots, (j % shots + j // shots) % prompts
 
 
 def resize_and_crop(
@@ -66,8 +83,8 @@ def pseudo_anomalies(
 ) -> Tensor:
     """Damage normal images by SDEdit, then resize and crop them at random.
 
-    Image j edits shot ``j % K`` towards prompt ``(j // K) % len(prompts)``, so that n = K * len(prompts) is every pair once. With
-    n of at most K, only the first prompt and the first n shots are used: so it is in ``mini`` (n = 8) with 8 and 16 shots.
+    Shots and prompts are dealt by :func:`deal`; with n below K, only the first n shots are edited: so it is in ``mini`` (n = 8) with
+    16 shots.
 
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
@@ -91,10 +108,10 @@ def pseudo_anomalies(
             f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
         )
     size = x.shape[-2:]
-    j = torch.arange(n)
+    shot, prompt = deal(n, len(x), len(prompts))
     edited = diffusion.sdedit(
-        resize(x, diffusion.image_size)[(j % len(x)).to(x.device)],
-        [prompts[i] for i in ((j // len(x)) % len(prompts)).tolist()],
+        resize(x, diffusion.image_size)[shot.to(x.device)],
+        [prompts[i] for i in prompt.tolist()],
         strength=strength,
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,

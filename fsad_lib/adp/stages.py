@@ -28,7 +28,7 @@ from fsad_lib import datasets
 from fsad_lib.adp.concepts import learn_concept, load_concepts, p_clip, save_concepts
 from fsad_lib.adp.detector import anomaly_probability
 from fsad_lib.adp.prompts import embed, templates
-from fsad_lib.adp.pseudo_anomalies import pseudo_anomalies
+from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.clip import CLIP, load_clip
@@ -141,10 +141,9 @@ def _make_pseudo(run: Run, name: str, diffusion: Diffusion, x: Tensor, prompts: 
             progress=counter(name.removesuffix(".npz")),
         )  # fmt: skip
         pixels = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        j = np.arange(n)
-        prompt = np.array([prompts[i] for i in (j // len(x)) % len(prompts)])
+        shot, prompt = (i.numpy() for i in deal(n, len(x), len(prompts)))
         with run.writing(name) as path:
-            np.savez_compressed(path, images=pixels, shot=j % len(x), prompt=prompt)
+            np.savez_compressed(path, images=pixels, shot=shot, prompt=np.array(prompts)[prompt])
     return _read_pseudo(run, name)
 
 
