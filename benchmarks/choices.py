@@ -4,7 +4,7 @@
 
 Each setting changes values of the mini profile; printed is the image AUROC from text alone (mean over development categories, 4 shots, seed 0)
 for the untrained word, plain textual inversion, c_n, c_a, their mixture without and with the label, ADP's sum with the memory for each
-weight of the memory, and the memory alone.
+weight of the memory, and the memory alone; and the share of c_a's steps at which the hinge of eq. 4 was above 0.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ def _run(category: str, shots: int, seed: int, overrides: str) -> Run:
 
 def score(category: str, overrides: str, shots: int, seed: int = 0, weights: Sequence[float] = ()) -> dict[str, float]:
     """Image AUROC of one development category under `overrides`: method -> from text alone, "sum" -> ADP with the memory, "sum x w" ->
-    the same with another weight of the memory, "memory"."""
+    the same with another weight of the memory, "memory"; and "hinge", the share of c_a's steps at which eq. 4 pushed."""
     label, f, memory = test_images(category, shots, seed)
     run = _run(category, shots, seed, overrides)
     adp, tuned = run.profile.adp, stages.synthesize(run)
     text = {m: anomaly_probability(f, *tuned.prototypes[m], adp.tau).cpu() for m in METHODS}
     sums = {"sum": adp.visual_weight} | {f"sum x {w:g}": w for w in weights}
     scores = text | {name: text["adp"] + w * memory.cpu() for name, w in sums.items()} | {"memory": memory.cpu()}
-    return {name: roc_auc_score(label, value.numpy()) for name, value in scores.items()}
+    trace = stages.personalize(run.upstream("10_personalize")).trace
+    return {name: roc_auc_score(label, value.numpy()) for name, value in scores.items()} | {"hinge": (trace[trace.concept == "c_a"].hinge > 0).mean()}
 
 
 def main() -> None:

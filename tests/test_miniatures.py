@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from fsad_lib.datasets import minifab
@@ -20,6 +21,7 @@ from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import load_diffusion, resize
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
 from fsad_lib.profiles import load_profile
+from fsad_lib.runs import project_root
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -237,6 +239,18 @@ def test_the_vaes_quality_counts_colour():
     images, cells = [rng.integers(0, 255, (4, 2, 128, 128, 3), dtype=np.uint8)], np.ones((4, pool.GRID, pool.GRID))
     kept, lost = (train_vae.quality(Plain(grey), images, cells, n=4) for grey in (False, True))
     assert kept["colour"] == pytest.approx(1, abs=1e-3) and kept["contrast_kept"] == pytest.approx(0.999) and lost["colour"] < 0.01
+
+
+def test_a_decoder_trained_alone_leaves_every_latent_as_it_was(scripts, tmp_path):
+    first = AutoencoderKL(**TINY_VAE)
+    first.save_pretrained(tmp_path / "start")
+    step = ("--steps", 1, "--batch", 2, "--side", 32, "--decoder-only", "--perceptual", 0.5, "--mini", project_root() / "data/models/mini")
+    scripts(train_vae, tmp_path / "vae", *step, "--start", tmp_path / "start")
+    after = torch.load(tmp_path / "vae/checkpoint.pt", weights_only=True)["model"]
+    moved = {name for name, value in first.state_dict().items() if not torch.equal(value, after[name])}
+    assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
+    with pytest.raises(FsadError, match="--start"):
+        scripts(train_vae, tmp_path / "none", *step)
 
 
 def test_the_unets_training_says_what_it_starts_from(scripts, tmp_path, capsys):

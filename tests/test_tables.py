@@ -264,6 +264,22 @@ def test_seen_and_unseen_stand_apart(tmp_path):
     assert cell(tables.table1(tmp_path, shots=(4,)), "MiniFab", "adp").ours == pytest.approx(80)
 
 
+def test_the_hinge_is_counted_step_by_step_and_run_by_run(tmp_path):
+    active = {"gear": [0.0, 0.0, 0.1, 0.2], "wood": [0.0, 0.0, 0.0, 0.0]}  # half of the steps, and never
+    for name, hinge in active.items():
+        evaluated = fake_run(tmp_path, "minifab", name, 4, 0)
+        learned = evaluated.parent.with_name("10_personalize_adp") / evaluated.name
+        learned.mkdir(parents=True)
+        trace = pd.DataFrame({"concept": ["c_n"] * 4 + ["c_a"] * 4, "step": [*range(1, 5)] * 2, "hinge": [math.nan] * 4 + hinge})
+        trace.to_csv(learned / "trace.csv", index=False)
+    fake_run(tmp_path, "minifab", "gear", 8, 0)  # its first stage lies elsewhere
+    table = tables.hinge(tmp_path).set_index(["Data set", "Shots"])
+    row = table.loc[("MiniFab", "4")]
+    assert row.tolist()[1:4] == ["2", "25", "1"] and row["c_a - c_n, points"].count("[") == 1
+    assert table.loc[("MiniFab", "8")].tolist()[1:4] == ["1", "–", "–"]
+    assert table.loc[("ELPV mono", "not run"), "Runs"] == "" and ("MVTec AD", "not run") in table.index
+
+
 def test_reported_values_and_their_contradictions():
     one, two = tables.reported("adp_table1"), tables.reported("adp_table2")
     assert len(one) == 24 and len(two) == 8 and one["std"].notna().all() and (one.source != "").all()

@@ -16,6 +16,7 @@ from fsad_lib.profiles import load_profile
 from fsad_lib.runs import overrides_tag
 from fsad_lib.tables import tgvig as t
 from fsad_lib.tables import to_markdown
+from fsad_lib.tables.tgvig._tables import SAME_PRODUCTS
 from fsad_lib.tgvig import figures, stages
 
 LEVEL = {"shots": 0.6, "generated": 0.7, "duplicated": 0.61, "augmented": 0.69}
@@ -175,7 +176,7 @@ def test_table1_leaves_the_closed_generators_to_the_user(tmp_path):
     found = t.table1(tmp_path).set_index("method")
     assert found.loc["VQGAN-CLIP, word alone", "image_auroc_ours"] == pytest.approx(40) and found.loc["Midjourney", "image_auroc_ours"] == pytest.approx(50)
     assert found.image_auroc_reported.isna().all(), "a miniature's number never stands beside the paper's"
-    text = t._show_table1(t.table1(tmp_path)).set_index("Method")
+    text = t.show_table1(t.table1(tmp_path)).set_index("Method")
     assert text.loc["DALL-E", "Detection: Ours"].startswith("your own image") and text.loc["Ours", "Detection: Ours"] == "70.0"
     assert "vqgan_clip_caption" in t.table1_overrides("paper") and "caption" not in t.table1_overrides("mini")
     assert load_profile("mini", t.table1_overrides("mini", "/somewhere")).outside.checkpoint == "/somewhere"
@@ -201,8 +202,8 @@ def test_tables_2_and_4_from_stage_22(tmp_path):
     synthesized(tmp_path, "gear"), synthesized(tmp_path, "washer", similarity=(0.1, 0.2, 0.3)), synthesized(tmp_path, "gear", tag=t.TABLE1_TAG)
     table = t.quality(tmp_path).set_index(["generator", "prompt"])
     assert table.loc[("vqgan_clip", "word"), "runs"] == 1 and table.loc[("tgvig", "best"), "inception_score_ours"] == pytest.approx(3)
-    shown = t._show_quality(t.quality(tmp_path))
-    both = t._show_quality(pd.concat([t.quality(tmp_path, "paper"), t.quality(tmp_path)], ignore_index=True))
+    shown = t.show_quality(t.quality(tmp_path))
+    both = t.show_quality(pd.concat([t.quality(tmp_path, "paper"), t.quality(tmp_path)], ignore_index=True))
     heads = both.columns[both.columns.str.startswith("IS")].tolist()
     assert heads == ["IS: Reported", "IS: Ours", "IS (proxy: x): Ours"], "another profile's network says nothing about the paper's"
     blocks = to_markdown(both).split("### ")[1:]
@@ -222,11 +223,11 @@ def test_table3_measures_each_variant_against_its_own_baseline(tmp_path):
     assert ours.loc[("text", "without text"), "gain"] == pytest.approx(8) and ours.loc[("text", "without text"), "over_augmented"] == pytest.approx(-1)
     assert ours.loc[("copies", "100"), "state"] == "not run" and ours.reported.isna().all()
     assert table[table.profile == "paper"].set_index(["component", "variant"]).loc[("variance", "without variance"), "reported"] == 74.3
-    assert t._SAME not in ours.index, "the variants were run on all products"
+    assert SAME_PRODUCTS not in ours.index, "the variants were run on all products"
     fake(tmp_path / "few", "minifab")
     fake(tmp_path / "few", "minifab", tag=overrides_tag(t.ABLATIONS["text", "without text"]), categories=["capsule"], arms={"shots": 0.6, "without_text": 0.5})
     few = t.table3(tmp_path / "few").query("data_set == 'MiniFab'").set_index(["component", "variant"])
-    assert few.loc[t._SAME, "categories"] == 1 and few.loc[("whole method", "plain run"), "categories"] == 8
+    assert few.loc[SAME_PRODUCTS, "categories"] == 1 and few.loc[("whole method", "plain run"), "categories"] == 8
     for overrides in t.ablation_overrides():
         load_profile("mini", overrides), load_profile("paper", overrides)
 

@@ -222,7 +222,7 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # not every unit has masks
     if named:
         figure.legend(named.values(), named.keys(), loc="outside right upper")
-    bars = "Bars: 95 % interval over products, seeds averaged first; over images where a data set is one product. λ: seeds that all its values have; α: all seeds."
+    bars = "Bars: 95 % interval over products, seeds averaged first; over images where a data set is one product.\nλ: the seeds that all its values have; α: all seeds."
     figure.supxlabel(bars, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 

@@ -13,6 +13,7 @@ from fsad_lib.runs import project_root
 from fsad_lib.tables._claims import claims
 from fsad_lib.tables._paper import (
     all_metrics,
+    hinge,
     memory_sentence,
     own_choices,
     per_category,
@@ -48,7 +49,7 @@ from fsad_lib.tables._text import (
 
 __all__ = [
     "CONTROLS", "METRICS", "NOT_RUN", "ROWS", "SHOTS", "all_metrics", "claims", "collect", "difference",
-    "expected_categories", "interval", "latex_escape", "mean_over_categories", "memory_sentence", "number", "own_choices",
+    "expected_categories", "hinge", "interval", "latex_escape", "mean_over_categories", "memory_sentence", "number", "own_choices",
     "per_category", "pick", "reported", "seen_unseen", "show", "summary", "table1", "table2", "to_latex", "to_markdown",
     "unit_name", "write_all", "write_claims", "write_results", "write_table",
 ]  # fmt: skip
@@ -77,6 +78,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
     ):
         paths += write_table(table, name + suffix, folder, caption=caption, notes=note)
     paths += write_claims(claims(root, profile), "adp_claims" + suffix, folder)
+    paths += write_table(hinge(root, profile), "adp_hinge" + suffix, folder, caption="How often the hinge of eq. 4 worked")
     paths += write_table(choices, "adp_own_choices" + suffix, folder, caption="Values that the ADP paper leaves open")
     return paths
 

@@ -169,6 +169,30 @@ def seen_unseen(root: str | Path | None = None, profile: str = "mini", shots: in
     return pd.DataFrame.from_records(records, columns=columns.split())
 
 
+def hinge(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame:
+    """How often eq. 4's hinge taught *c_a* anything, and what *c_a* is worth beside *c_n*: text, one row per data set and number of shots.
+
+    Read from the ``trace.csv`` of the runs' first stage; "–" for the columns about it where that stage is not on this machine.
+    """
+    records = []
+    for block in blocks_of(root, profile):
+        for shots, rows in block.rows.groupby("shots"):
+            folders = [Path(folder) for folder in rows.folder.unique()]
+            paths = [folder.parent.with_name("10_personalize_adp") / folder.name / "trace.csv" for folder in folders]
+            traces = [_read_csv(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+            steps = [(trace.hinge[trace.concept == "c_a"].astype(float) > 0) for trace in traces]
+            gap = block.gap(shots, "c_a", "c_n")
+            records.append(
+                {"Data set": block.unit, "Profile": block.profile, "Shots": str(shots), "Runs": str(len(folders)),
+                 "Hinge above 0, % of the steps": f"{100 * np.mean([s.mean() for s in steps]):.0f}" if steps else NONE,
+                 "Runs in which it never was": str(sum(not s.any() for s in steps)) if steps else NONE,
+                 "c_a - c_n, points": interval(gap) if gap else NONE}
+            )  # fmt: skip
+        if block.rows.empty:
+            records.append({"Data set": block.unit, "Profile": block.profile, "Shots": NOT_RUN})
+    return pd.DataFrame.from_records(records).fillna("")
+
+
 def _group_categories(block: Block, rows: pd.DataFrame, group: str) -> list[str] | None:
     expected = block.expected
     if group == "all" or expected is None:

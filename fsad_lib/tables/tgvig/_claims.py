@@ -1,0 +1,174 @@
+"""What the paper claims, and what was found here."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from fsad_lib.tables._rows import NOT_RUN
+from fsad_lib.tables._text import interval, verdict
+from fsad_lib.tables.tgvig._gains import paired_gap, rows_of
+from fsad_lib.tables.tgvig._names import BASELINES, CONTROLS, SETTINGS, TABLE1, reported, surface, words
+from fsad_lib.tables.tgvig._tables import SAME_PRODUCTS, quality, synthesized, table1, table3
+
+
+def claims(root: str | Path | None = None, profile: str = "mini", setting: str = "1", rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What the paper claims in prose, and whether it holds in our runs: id, claim, reported, ours, holds. In ``mini`` on MiniFab, which can
+    neither confirm nor refute it; in ``paper`` on the paper's own data. ``rows``: as in :func:`gains`."""
+    said, unit = reported("claims", root), {"mini": "minifab", "paper": "mvtec_ad"}[profile]
+    rows = rows_of(root, profile) if rows is None else rows
+    records = []
+    for claim in said.itertuples():
+        dataset = {"btad": "btad", "mvtec_loco": "mvtec_loco"}.get(claim.dataset, unit) if profile == "paper" else unit
+        ours, holds = _JUDGES.get(claim.id, _by_eye)(root, profile, rows[rows.dataset == dataset], dataset, setting)
+        records.append({"id": claim.id, "Claim": claim.claim, "Reported": claim.reported, "Ours": ours, "Holds": holds, "Where": dataset, "Note": claim.note})
+    return pd.DataFrame(records)
+
+
+def _by_eye(*_: object) -> tuple[str, str]:
+    return NOT_RUN, NOT_RUN
+
+
+def _judge_general(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    texts, worst = [], "yes"
+    for of in SETTINGS:
+        for name, label in BASELINES.items():
+            block = rows[(rows.setting == of) & (rows.method == name) & (rows.group == "all")]
+            for control in CONTROLS:
+                gap = paired_gap(block, "generated", control)
+                if pd.isna(gap["mean"]):
+                    continue
+                says = verdict(gap)
+                says = says if says in ("yes", "no") else "unclear"  # no interval, no verdict
+                worst = min(worst, says, key=["no", "unclear", "yes"].index)
+                texts.append(f"{label}, {words(of)}, over {control}: {interval(gap)}")
+    missing = len(SETTINGS) * len(BASELINES) * len(CONTROLS) - len(texts)
+    return ("; ".join(texts), worst if not missing or worst == "no" else f"{worst} in what was run") if texts else (NOT_RUN, NOT_RUN)
+
+
+def _judge_fewer(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    found = {of: paired_gap(rows[(rows.setting == of) & (rows.method == "patchcore") & (rows.group == "all")], "generated", "shots")["mean"] for of in SETTINGS}
+    have = {of: v for of, v in found.items() if pd.notna(v)}
+    if len(have) < 2:
+        return NOT_RUN, NOT_RUN
+    values = list(have.values())
+    text = "PatchCore: " + ", ".join(f"{words(of)} {v:+.1f}" for of, v in have.items())
+    return text, "yes, no interval" if values == sorted(values, reverse=True) else "no, no interval"
+
+
+_TASKS = {"image_auroc": "detection", "pixel_auroc": "segmentation"}
+
+
+def _both(says: dict[str, bool]) -> str:
+    """One verdict of detection's and segmentation's.
+
+    >>> _both({}), _both({"detection": True, "segmentation": True}), _both({"detection": False, "segmentation": True})
+    ('not run', 'yes, no interval', 'detection no, segmentation yes, no interval')
+    """
+    if not says:
+        return NOT_RUN
+    if len(set(says.values())) == 1:
+        return "yes, no interval" if all(says.values()) else "no, no interval"
+    return ", ".join(f"{task} {'yes' if holds else 'no'}" for task, holds in says.items()) + ", no interval"
+
+
+def _judge_objects(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == "all")]
+    texts, says = [], {}
+    for metric, task in _TASKS.items():
+        gap = paired_gap(block, "generated", "shots", metric)["per_category"]
+        kind = np.array([surface(dataset, category) for category in gap.index], dtype=object)
+        a, b = gap[kind == "objects"], gap[kind == "textures"]
+        if len(a) and len(b):
+            texts.append(f"{task}: objects {a.mean():+.1f} ({len(a)}), textures {b.mean():+.1f} ({len(b)})")
+            says[task] = a.mean() > max(b.mean(), 0)  # losing less is no gain
+    return "; ".join(texts) or NOT_RUN, _both(says)
+
+
+def _judge_logical(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    texts, says = [], {}
+    for metric, task in _TASKS.items():
+        found = {}
+        for group in ("logical", "structural"):
+            block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == group)].assign(group="all")
+            found[group] = paired_gap(block, "generated", "shots", metric)["mean"]
+        if not any(map(pd.isna, found.values())):
+            texts.append(f"{task}: " + ", ".join(f"{group} {gap:+.1f}" for group, gap in found.items()))
+            says[task] = all(gap > 0 for gap in found.values())
+    return "; ".join(texts) or NOT_RUN, _both(says)
+
+
+def _judge_quality(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    table = table1(root, profile).set_index("method").image_auroc_ours
+    original, others = table.get("Original image alone", np.nan), [TABLE1[key][0] for key in TABLE1 if key not in ("original", "tgvig", "duplicated", "augmented")]
+    have = table[table.index.isin(others)].dropna()
+    if pd.isna(original) or have.empty:
+        return NOT_RUN, NOT_RUN
+    below = have.index[have < original].tolist()
+    return f"other generators below the original alone: {', '.join(below) or 'none'} (of {len(have)}); nothing here measures looks", "yes, no interval" if below else "no, no interval"
+
+
+def _judge_prompt(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    table = quality(root, profile)
+    table = table[table.generator == "tgvig"].set_index("prompt")
+    table = table.loc[[p for p in ("best", "worst", "word", "naive") if p in table.index]]
+    if table.empty or table.lpips_ours.isna().any():
+        return NOT_RUN, NOT_RUN
+    says = {}
+    for name, metric, sign in (("IS", "inception_score", 1), ("SSIM", "ssim", 1), ("PSNR", "psnr", 1), ("LPIPS", "lpips", -1)):
+        values = sign * table[f"{metric}_ours"]
+        top = values.index[values >= values.max() - 1e-9]  # prompts that chose the same set are equal
+        says[name] = top[0] if len(top) == 1 else "equal: " + ", ".join(top)
+    return "; ".join(f"{name}: {p}" for name, p in says.items()), "yes" if set(says.values()) == {"best"} else "no"
+
+
+def _judge_peak(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    runs = synthesized(root, profile)
+    runs = runs[(runs.dataset == dataset) & (runs.shots == 1) & (runs.tag == "")]
+    if runs.empty:
+        return NOT_RUN, NOT_RUN
+    inside = [0 < int(np.argmax(s)) < len(s) - 1 for s in runs.similarity]
+    chance = float(np.mean([max(0, len(s) - 2) / len(s) for s in runs.similarity]))  # of numbers in random order
+    says = binomtest(sum(inside), len(inside), chance, alternative="greater").pvalue < 0.05
+    return f"an inner peak in {sum(inside)} of {len(inside)} runs; random order: {chance:.0%}", "yes" if says else "not told from chance"
+
+
+def _judge_one(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    """One image with the method against the same detector with all images (else five) and without it, PatchCore."""
+    block = rows[(rows.method == "patchcore") & (rows.group == "all")]
+    for many in ("full", "5"):
+        one, other = block[(block.setting == "1") & (block.part == "generated")], block[(block.setting == many) & (block.part == "shots")]
+        if len(one) and len(other):
+            gap = paired_gap(pd.concat([one, other]), "generated", "shots")
+            return f"against {words(many)} without it: {interval(gap)}", verdict(gap)
+    return NOT_RUN, NOT_RUN
+
+
+def _component(name: str):
+    def judge(root, profile, rows, dataset, setting) -> tuple[str, str]:
+        table = table3(root, profile, setting)
+        table = table[table.data_set.isin(rows.unit.unique()) & table.gain.notna()].set_index(["component", "variant"])
+        part = table.loc[[key for key in table.index if key[0] == name]]
+        if part.empty or ("whole method", "plain run") not in table.index:
+            return NOT_RUN, NOT_RUN
+        whole = table.loc[SAME_PRODUCTS if SAME_PRODUCTS in table.index else ("whole method", "plain run"), "gain"]
+        text = f"whole {whole:+.1f}; " + ", ".join(f"{v} {g:+.1f}" for (_, v), g in part.gain.items())
+        if name == "copies":
+            few, many = part.gain.iloc[0], part.gain.iloc[-1]
+            return text, "yes, no interval" if many - few < 1.1 else "no, no interval"  # the paper calls its own 1.1 points saturated
+        if name == "variance":  # "the largest single effect": what is lost without it, beside what is lost without text
+            others = [whole - g for (component, _), g in table.gain.items() if component == "text"]
+            if not others:
+                return text + "; text was not run", NOT_RUN
+            return text + f"; without text {whole - max(others):+.1f}", "yes, no interval" if (whole - part.gain > max(0.0, *others)).all() else "no, no interval"
+        return text, "yes, no interval" if (part.gain < whole).all() else "no, no interval"
+
+    return judge
+
+
+_JUDGES = {
+    "general": _judge_general, "fewer_more": _judge_fewer, "objects": _judge_objects, "logical": _judge_logical, "quality": _judge_quality,
+    "prompt": _judge_prompt, "peak": _judge_peak, "text": _component("text"), "saturation": _component("copies"), "variance": _component("variance"),
+    "one_beats_many": _judge_one,
+}  # fmt: skip
