@@ -457,7 +457,7 @@ def _gains(rows: pd.DataFrame, gains: pd.DataFrame, profile: str) -> dict[str, d
     main = "minifab" if profile == "mini" else "mvtec_ad"
     one, classes = rows[(rows.dataset == main) & (rows.setting == "1") & (rows.group == "all")], {}
     for name, block in one.groupby("method", sort=False):
-        each = {arm: tables._gap(block, "generated", arm)["per_category"] for arm in tables.CONTROLS}
+        each = {arm: tables.paired_gap(block, "generated", arm)["per_category"] for arm in tables.CONTROLS}
         order = each["shots"].sort_values(ascending=False).index
         long = [pd.DataFrame({"label": order, "arm": arm, "gain": values.reindex(order).to_numpy()}) for arm, values in each.items() if len(values)]
         if long:
