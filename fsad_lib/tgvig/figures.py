@@ -469,12 +469,12 @@ def _gains(rows: pd.DataFrame, gains: pd.DataFrame, profile: str) -> dict[str, d
 
 def _level(block: pd.DataFrame, label: str, metric: str, group: str = "all") -> pd.DataFrame:
     """The arms of one group of points: means over the categories and seeds of ``block``, with their 95 % intervals."""
-    from fsad_lib.tables import tgvig as tables
+    from fsad_lib.tables import mean_over_categories
 
     records = []
     for arm in COLOURS:
         part = block[(block.part == arm) & (block.group == group)]
-        cell = tables.mean_over_categories(part, None, metric, group)
+        cell = mean_over_categories(part, None, metric, group)
         single = cell["categories"] == 1
         note = f"{'' if single else _counted(cell['categories'], 'product') + ', '}{_counted(cell['n'], 'seed')}"
         each = (100 * part.groupby("seed")[metric].mean().dropna()).tolist() if single else []
