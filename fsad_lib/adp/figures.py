@@ -34,10 +34,19 @@ from fsad_lib.plots import (
 )
 from fsad_lib.plots import _math as mathematical
 
-__all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
+__all__ = ["first_sentence", "hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
 
 WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
 SOFT = "#555555"
+
+
+def first_sentence(shot: Sequence[int], prompt: Sequence[str], prompts: Sequence[str]) -> list[int]:
+    """Which pseudo-anomalies were told the first of ``prompts``, in the order of the shots that they edit: a row under a row of shots.
+
+    >>> first_sentence([0, 1, 0, 1], ["with damage", "a damaged part", "a damaged part", "with damage"], ["with damage", "a damaged part"])
+    [0, 3]
+    """
+    return [i for _, i in sorted((k, i) for i, (k, text) in enumerate(zip(shot, prompt, strict=True)) if text == prompts[0])]
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
