@@ -75,7 +75,7 @@ def _reads(text: str) -> bool:
     from matplotlib.mathtext import MathTextParser
 
     try:
-        return "$" not in text or bool(MathTextParser("path").parse(text))
+        return all("$" not in line or bool(MathTextParser("path").parse(line)) for line in text.splitlines())
     except ValueError:
         return False
 

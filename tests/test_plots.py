@@ -184,3 +184,8 @@ def test_a_pdf_of_photographs_stays_small(tmp_path):
     pictures = np.random.default_rng(0).random((40, 3, 128, 128))
     png, pdf = plots.save_figure(plots.image_grid(pictures, columns=8, size=1.2), "many", tmp_path)
     assert pdf.stat().st_size <= 500_000 and png.stat().st_size <= 300_000
+
+
+def test_mathematics_on_one_of_two_lines_is_read_without_a_warning(caplog):
+    assert plots._reads("anomaly-aware word,\nstarts from $c_n$") and not plots._reads("one line,\na$\\b$")
+    assert not caplog.records
