@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsad_lib.adp.probes import ordered_pairs
+from fsad_lib.adp.stages import Pseudo
 from fsad_lib.errors import FsadError
 from fsad_lib.plots import (
     ANOMALOUS,
@@ -34,19 +35,23 @@ from fsad_lib.plots import (
 )
 from fsad_lib.plots import _math as mathematical
 
-__all__ = ["first_sentence", "hinge_plot", "image_rows", "spoil_plot", "strength_plot", "weight_bars", "why_adp", "word_strips"]
+__all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "told", "weight_bars", "why_adp", "word_strips"]
 
 WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
 SOFT = "#555555"
 
 
-def first_sentence(shot: Sequence[int], prompt: Sequence[str], prompts: Sequence[str]) -> list[int]:
-    """Which pseudo-anomalies were told the first of ``prompts``, in the order of the shots that they edit: a row under a row of shots.
+def told(pseudo: Pseudo, sentence: str) -> torch.Tensor:
+    """The pseudo-anomalies (m, 3, H, W) that were edited towards one sentence, in the order of their shots: with every shot edited, a row to set
+    below the row of shots.
 
-    >>> first_sentence([0, 1, 0, 1], ["with damage", "a damaged part", "a damaged part", "with damage"], ["with damage", "a damaged part"])
-    [0, 3]
+    >>> from types import SimpleNamespace
+    >>> pseudo = SimpleNamespace(x=torch.arange(4.0).view(4, 1, 1, 1), shot=[0, 1, 1, 0], prompt=["dent", "hole", "dent", "hole"])
+    >>> told(pseudo, "hole").flatten().tolist()
+    [3.0, 1.0]
     """
-    return [i for _, i in sorted((k, i) for i, (k, text) in enumerate(zip(shot, prompt, strict=True)) if text == prompts[0])]
+    rows = [i for i, text in enumerate(pseudo.prompt) if text == sentence]
+    return pseudo.x[sorted(rows, key=lambda i: pseudo.shot[i])]
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

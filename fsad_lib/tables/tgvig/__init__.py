@@ -61,10 +61,11 @@ from fsad_lib.tables.tgvig._tables import (
 )
 
 __all__ = [
-    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "MEMORIES", "METRICS", "SETTINGS", "SHOWN", "TABLE1_TAG", "UNITS", "ablation_overrides", "all_rows", "baseline_overrides",
-    "claims", "committed_rows", "compare", "convergence", "gains", "gains_reported", "losses", "memories", "one_run", "paired_gap", "per_class", "prompts", "quality",
-    "quality_rows", "reported", "rows_of", "run_part", "show_convergence", "show_gains", "show_gains_reported", "show_memories", "show_per_class", "show_quality", "show_table1", "show_table3", "surface", "table1",
-    "table1_overrides", "table3", "words", "write_all",
+    "ABLATIONS", "ARMS", "BASELINES", "CONTROLS", "MEMORIES", "METRICS", "SETTINGS", "SHOWN", "TABLE1_TAG", "UNITS", "ablation_overrides", "all_rows",
+    "baseline_overrides", "claims", "committed_rows", "compare", "convergence", "gains", "gains_reported", "losses", "memories", "one_run",
+    "paired_gap", "per_class", "prompts", "quality", "quality_rows", "reported", "rows_of", "run_part", "show_convergence", "show_gains",
+    "show_gains_reported", "show_memories", "show_per_class", "show_quality", "show_table1", "show_table3", "surface", "table1", "table1_overrides",
+    "table3", "words", "write_all",
 ]  # fmt: skip
 
 
