@@ -523,7 +523,7 @@ def adp_overview(
     # stage 2
     x2, w2 = panels[1]
     cx2 = x2 + w2 / 2
-    page.text(x2 + 0.2, 5.32, "a shot, edited by the diffusion model with “a photo with damage”", 8.5, ha="left")
+    page.text(x2 + 0.2, 5.32, "the shots, edited with “a photo with damage”; the first three", 8.5, ha="left")
     page.picture(x2 + 0.2, 4.36, size, shots[0], NORMAL)
     page.arrow((x2 + 0.2 + size, 4.36 + size / 2), (x2 + 0.2 + size + 0.48, 4.36 + size / 2))
     page.strip(x2 + 0.2 + size + 0.5, 4.36, size, pseudo, PSEUDO, limit=3)

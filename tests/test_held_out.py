@@ -18,7 +18,7 @@ def test_the_rebuilt_detector_gives_the_saved_scores(project, evaluated):  # noq
     p = evaluated.predictions
     for part, values in (("sum", got.image), ("text", got.text), ("memory", got.memory)):
         saved = p[(p.method == "adp") & (p.part == part)].set_index("path").score[evaluated.paths]
-        torch.testing.assert_close(values.double(), torch.tensor(saved.to_numpy()), atol=1e-6, rtol=0)
+        torch.testing.assert_close(values.cpu().double(), torch.tensor(saved.to_numpy()), atol=1e-6, rtol=0)
     with pytest.raises(FsadError, match="Unknown method 'adpl'"):
         build_detector(open_run(project, "40_evaluate"), method="adpl")
 
@@ -26,7 +26,7 @@ def test_the_rebuilt_detector_gives_the_saved_scores(project, evaluated):  # noq
 def test_a_left_out_shot_is_stranger_than_a_remembered_one(project, evaluated):  # noqa: F811
     run = open_run(project, "40_evaluate")
     detector = build_detector(run)
-    remembered = detector(read_images(run.shot_paths(), detector.clip.image_size)).image.numpy()
+    remembered = detector(read_images(run.shot_paths(), detector.clip.image_size)).image.cpu().numpy()
     left_out = leave_one_out(run)
     assert left_out.shape == (2,) and np.all(left_out > remembered)
     assert leave_one_out(run, at_most=1).shape == (1,)

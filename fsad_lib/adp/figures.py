@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsad_lib.adp.probes import ordered_pairs
+from fsad_lib.adp.pseudo_anomalies import resize_and_crop
 from fsad_lib.adp.stages import Pseudo
 from fsad_lib.errors import FsadError
 from fsad_lib.plots import (
@@ -35,7 +36,7 @@ from fsad_lib.plots import (
 )
 from fsad_lib.plots import _math as mathematical
 
-__all__ = ["hinge_plot", "image_rows", "spoil_plot", "strength_plot", "told", "weight_bars", "why_adp", "word_strips"]
+__all__ = ["cropped", "hinge_plot", "image_rows", "spoil_plot", "strength_plot", "told", "weight_bars", "why_adp", "word_strips"]
 
 WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY}
 SOFT = "#555555"
@@ -50,8 +51,24 @@ def told(pseudo: Pseudo, sentence: str) -> torch.Tensor:
     >>> told(pseudo, "hole").flatten().tolist()
     [3.0, 1.0]
     """
+    return pseudo.x[_told(pseudo, sentence)]
+
+
+def _told(pseudo: Pseudo, sentence: str) -> list[int]:
     rows = [i for i, text in enumerate(pseudo.prompt) if text == sentence]
-    return pseudo.x[sorted(rows, key=lambda i: pseudo.shot[i])]
+    return sorted(rows, key=lambda i: pseudo.shot[i])
+
+
+def cropped(pseudo: Pseudo, sentence: str, x: torch.Tensor, crop_scale: tuple[float, float], seed: int | str) -> torch.Tensor:
+    """The control of :func:`told`: the shots x (K, 3, H, W) that were edited towards the sentence, unedited, each in its edit's own crop, (m, 3, H, W).
+
+    >>> from types import SimpleNamespace
+    >>> pseudo = SimpleNamespace(x=torch.rand(4, 3, 8, 8), shot=[0, 1, 1, 0], prompt=["dent", "hole", "dent", "hole"])
+    >>> shots = torch.rand(2, 3, 8, 8)
+    >>> cropped(pseudo, "hole", shots, (1.0, 1.0), seed=0).equal(shots)
+    True
+    """
+    return torch.cat([resize_and_crop(x[pseudo.shot[j]][None], crop_scale, seed, first_index=j) for j in _told(pseudo, sentence)])
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -184,7 +201,7 @@ def hinge_plot(before: Sequence[float], after: Sequence[float], gamma: float, na
         ax.set(xlim=(0, 1), xlabel="P(flawless [c] | pseudo-anomaly)")
         ax.set_title(f"{_word(name)}: {inside.sum()} of {len(v)} at rest, mean penalty {np.maximum(v - gamma, 0).mean():.3f}")
     axes[0].set_ylabel("penalty")
-    axes[0].text(gamma / 2, 0.9 * max(1 - gamma, 0.05), "at rest:\nno gradient", ha="center", va="top", color=GREEN, fontsize=8)
+    axes[0].text(gamma / 2, 0.9 * max(1 - gamma, 0.05), "at rest", ha="center", va="top", color=GREEN, fontsize=8)
     return figure
 
 

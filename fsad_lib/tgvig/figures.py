@@ -54,8 +54,8 @@ CAPTIONS = {
     "segmentation: means over the products that have both kinds, 95 % intervals over products.",
     "figure7_prompts": "**Figure 7, top.** Every candidate prompt's cosine to the object's name (left) and to the shot (right), sorted. Only the right one chooses the best prompt.",
     "figure7_images": "**Figure 7, bottom.** The shot and the sets of images that each prompt chose, with the iteration that it chose; equal iterations are equal images.",
-    "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. Mind the scale: the "
-    "differences lie in the third decimal place.",
+    "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. Mind the "
+    "scales, one for each panel: the differences are small.",
     "figure9_variance": "**Figure 9.** The shot and images drawn with the estimated variance of its latents, with unit variance everywhere, and with none; each row after the same updates.",
     "losses": "**Losses (added by us).** The loss of each trained detector over its optimizer steps, in each arm: mean over runs. Flat or still falling is judged in the table.",
 }
@@ -156,6 +156,15 @@ def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
     return figure
 
 
+def _rounded(value: float) -> str:
+    """Two figures, and no rounding error in place of a zero.
+
+    >>> _rounded(-3.6e-07), _rounded(1.482)
+    ('0', '1.5')
+    """
+    return f"{value if abs(value) > 1e-6 else 0:.2g}"
+
+
 @styled
 def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """Test images, their anomaly maps in several arms, the true defect: one row per image. Each column has one colour scale, from the lowest to the
@@ -173,7 +182,7 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
             low, high = float(values.min()), float(values.max())
-            show_picture(ax, values[i], f"{name}\n{low:.3g} to {high:.3g}" if i == 0 else "", cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
+            show_picture(ax, values[i], f"{name}\n{_rounded(low)} to {_rounded(high)}" if i == 0 else "", cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
         if masks is not None:
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
             _outline(row[-1], masks, i)

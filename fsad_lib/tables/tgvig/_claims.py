@@ -22,7 +22,7 @@ def claims(root: str | Path | None = None, profile: str = "mini", setting: str =
     for claim in said.itertuples():
         dataset = {"btad": "btad", "mvtec_loco": "mvtec_loco"}.get(claim.dataset, unit) if profile == "paper" else unit
         ours, holds = _JUDGES.get(claim.id, _by_eye)(root, profile, rows[rows.dataset == dataset], dataset, setting)
-        records.append({"id": claim.id, "Claim": claim.claim, "Reported": claim.reported, "Ours": ours, "Holds": holds, "Where": dataset, "Note": claim.note})
+        records.append({"id": claim.id, "Claim": claim.claim, "Reported": claim.reported, "Ours": ours, "Holds": holds, "Where": dataset, "About the paper's number": claim.note})
     return pd.DataFrame(records)
 
 
