@@ -32,6 +32,7 @@ from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.clip import CLIP, load_clip
+from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints
@@ -113,21 +114,17 @@ def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Dif
     return load_diffusion(checkpoint, clip, device, image_size)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def clip_model(profile: Any) -> CLIP:
     """ADP's CLIP alone: all that judging needs, so that the diffusion model and its library stay unread."""
     missing_checkpoints(profile, ("clip",))
-    return _clip(str(profile.path("clip")), profile.clip.architecture, _device())
+    return _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
 
 
 def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     """ADP's CLIP and diffusion model of a profile, read once a process, on the GPU if there is one."""
     missing_checkpoints(profile, ("clip", "diffusion"))
-    clip = _clip(str(profile.path("clip")), profile.clip.architecture, _device())
-    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, _device())
+    clip = _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
+    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device())
 
 
 # -------------------------------------------------------------------- pseudo-anomalies on disk
@@ -309,7 +306,7 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
     from fsad_lib.winclip.detector import WinCLIP, upsample
     from fsad_lib.winclip.windows import extract
 
-    p, device = run.profile, _device()
+    p, device = run.profile, best_device()
     if test.empty:
         raise FsadError(
             f"no test images in {run.dataset}/{run.category}; put the images to judge into its test/ folder."
