@@ -3,8 +3,8 @@
 A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``; of a user's own images the
 category's folder also carries a hash of where they lie, for two folders may hold a product of one name. It is complete if and
 only if its ``metrics.json`` is there and the fingerprint in it equals the fingerprint of what would run now: the
-parameters, the resolved profile, the content of the inputs, and the syntax trees of the library code that the stage
-uses. Every file of a run is written beside its target and renamed into place.
+parameters, the resolved profile, the content of the inputs, the names of the test images that products repeat, and the syntax
+trees of the library code that the stage uses. Every file of a run is written beside its target and renamed into place.
 """
 
 import ast
@@ -39,6 +39,14 @@ UPSTREAM = {
     ("42_evaluate", "tgvig"): ("22_synthesize", "32_augment"),
 }
 """(stage, method) -> the earlier stages whose products it uses."""
+
+BLIND = frozenset(
+    {("10_personalize", "adp"), ("20_synthesize", "adp"), ("11_personalize", "anomalysd"), ("22_synthesize", "tgvig"), ("32_augment", "tgvig")}
+)
+"""(stage, method) that look at no test image, so that renaming one repeats no training."""
+
+FIXED_NAMES = frozenset({"minifab", "minifab_dev", "elpv"})
+"""Data sets whose files nobody names: generated ones, and one out of a package."""
 
 ALL, MULTI_CLASS = "all", frozenset({"anomalysd"})
 """The category of a run that covers every category of its data set, and the methods that serve them with one model."""
@@ -421,6 +429,7 @@ def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
 
 @lru_cache(maxsize=64)
 def _table(root: Path, dataset: str, category: str, data_root: str):
+    """The table of one category, the digest of what its files hold, and that of which test image has which name."""
     from fsad_lib import datasets
     from fsad_lib.datasets.images import mask_files
 
@@ -430,15 +439,18 @@ def _table(root: Path, dataset: str, category: str, data_root: str):
     files = [Path(p) for p in table["path"]]
     masks = [mask_files(p) if isinstance(p, str) else [] for p in table["mask_path"]]
     mask_hashes = iter(file_hashes([m for group in masks for m in group]))
+    hashes = file_hashes(files)
     rows = zip(
-        file_hashes(files),
+        hashes,
         ["+".join(next(mask_hashes) for _ in group) for group in masks],
         table["split"].astype(str),
         table["label"].astype(int),
         table["defect"].astype(str),
         strict=True,
     )
-    return table, digest(sorted([list(row) for row in rows]))
+    names = [os.path.relpath(p, table.attrs["root"]) for p in files]  # so that the whole folder can be moved
+    named = sorted([name, found] for name, found, split in zip(names, hashes, table["split"], strict=True) if split == "test")
+    return table, digest(sorted([list(row) for row in rows])), digest(named)
 
 
 @lru_cache(maxsize=256)
@@ -764,6 +776,8 @@ def _describe(run: Run) -> dict[str, Any]:
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),
     }
+    if i["dataset"] not in FIXED_NAMES and (run.stage, run.method) not in BLIND:  # products name the images
+        described["names"] = [_table(root, i["dataset"], c, run.data_root)[2] for c in run.categories]
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
     return described

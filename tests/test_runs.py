@@ -127,6 +127,31 @@ def test_the_same_data_and_models_elsewhere_give_the_same_fingerprint(home):
     assert runs.open_run("10_fake", "test", data_root=str(home / "moved"), **CELL).fingerprint == first
 
 
+@pytest.mark.parametrize("method, judging", [("adp", "40_evaluate"), ("anomalysd", "21_synthesize"), ("anomalysd", "41_evaluate"), ("tgvig", "42_evaluate")])
+def test_swapped_test_images_repeat_what_names_them_and_no_training(home, method, judging):
+    def fingerprints():
+        runs.forget_inputs()
+        given = CELL | {"data_root": str(home / "mine")}
+        return {stage: runs.open_run(stage, method, **given).fingerprint for stage in (judging, *runs.UPSTREAM[judging, method])}
+
+    shutil.copy(home / "mine/part/test/good/0.png", home / "mine/part/test/good/1.png")
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(home / "mine/part/test/good/0.png")
+    before = fingerprints()
+    good = home / "mine/part/test/good"
+    (good / "0.png").rename(good / "x.png")
+    (good / "1.png").rename(good / "0.png")
+    (good / "x.png").rename(good / "1.png")
+    after = fingerprints()
+    assert {stage for stage in before if before[stage] != after[stage]} == {judging} | ({"21_synthesize"} & before.keys())
+
+
+def test_every_stage_of_a_method_is_known_to_judge_or_not():
+    from fsad_lib.pipeline import STAGES
+
+    stages = {tuple(name.rsplit("_", 1)) for names in STAGES.values() for name in names}
+    assert stages - runs.BLIND == {("40_evaluate", "adp"), ("21_synthesize", "anomalysd"), ("41_evaluate", "anomalysd"), ("42_evaluate", "tgvig")}
+
+
 def test_recognising_a_complete_run_is_cheap(home):
     finish(opened(home))
     assert opened(home).complete
