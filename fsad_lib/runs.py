@@ -438,8 +438,13 @@ def _table(root: Path, dataset: str, category: str, data_root: str):
         datasets.check_masks(table)  # drawn by hand: better refused here than after all images are scored
     files = [Path(p) for p in table["path"]]
     masks = [mask_files(p) if isinstance(p, str) else [] for p in table["mask_path"]]
-    mask_hashes = iter(file_hashes([m for group in masks for m in group]))
-    hashes = file_hashes(files)
+    mask_paths = [m for group in masks for m in group]
+    hashes, found = file_hashes(files), file_hashes(mask_paths)
+    gone = [p for p, h in zip([*files, *mask_paths], [*hashes, *found], strict=True) if h == "missing"]
+    if gone:  # better said here than after minutes of training
+        images = "1 image" if len(gone) == 1 else f"{len(gone)} images"
+        raise FsadError(f"cannot read {images}, the first: {gone[0]}; make them readable or remove them.")
+    mask_hashes = iter(found)
     rows = zip(
         hashes,
         ["+".join(next(mask_hashes) for _ in group) for group in masks],

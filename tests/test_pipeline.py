@@ -159,6 +159,18 @@ def test_an_empty_mask_stops_before_a_kernel_starts(home, monkeypatch):
     assert not pipeline._preflight(pipeline.plan("10_first_fake", given(home))[0].profile, [("folder", "part")], str(home / "mine"), "fake")
 
 
+@pytest.mark.parametrize("names, message", [(["test/good/gone.png"], "1 image, "), (["test/good/gone.png", "ground_truth/scratch/0.png"], "2 images, ")])
+def test_images_and_masks_that_lead_nowhere_stop_before_a_kernel_starts(home, monkeypatch, names, message):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    picture = home / "mine/part/test/scratch/1.png"  # without a mask, so that no mask is read
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    for name in names:
+        (home / "mine/part" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "mine/part" / name).symlink_to(home / "nowhere.png")
+    with pytest.raises(FsadError, match=f"cannot read {message}the first: .*gone.png; make them readable or remove them"):
+        pipeline.execute("10_first_fake", given(home))
+
+
 def test_a_linked_category_is_found_by_the_name_of_the_link(home):
     (home / "gear").symlink_to(home / "mine/part")
     run = pipeline.plan("10_first_fake", {"data_root": str(home / "gear"), "category": "gear"})[0]
