@@ -282,10 +282,10 @@ def execute(
             (run.path / name).unlink(missing_ok=True)
         with runs.replacing(run.path / "notebook.ipynb") as temporary:
             _papermill(path, temporary, given, run, threads, progress)
-            result = runs.read_json(run.path / "result.json")
+            result = runs.read_record(run.path / "result.json")
             if stage_run and not result:
                 raise FsadError(f"{path.stem} ended without run.finish(metrics): there is nothing to record.")
-            if stage_run and result["fingerprint"] != fingerprint:
+            if stage_run and result.get("fingerprint") != fingerprint:
                 raise FsadError(
                     f"{run}: code, data or models changed while it ran; run the same command again."
                 )
@@ -434,8 +434,8 @@ def _duration(seconds: float) -> str:
 def expected_seconds(notebook: str, profile: str) -> float:
     """A stage's typical time: the median of this machine's finished runs, else :data:`TYPICAL_SECONDS`."""
     folder = runs.project_root() / "data" / "runs" / profile
-    seen = [runs.read_json(p) for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
-    times = [s["wall_seconds"] for s in seen if isinstance(s, dict) and s.get("wall_seconds")]
+    seen = [runs.read_record(p).get("wall_seconds") for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
+    times = [seconds for seconds in seen if isinstance(seconds, int | float) and seconds > 0]
     return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0)
 
 

@@ -178,15 +178,24 @@ def read_json(path: Path | str) -> Any:
     """Read JSON; None when the file is missing or not valid (a run with a broken record is simply not complete)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """A JSON object; an empty one when the file is missing, not valid or holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 # --- hashing ---------------------------------------------------------------------------------------------------------
 
 
 class _HashCache:
-    """SHA-256 of files, remembered by path, size and modification time: in memory, and on disk from :meth:`save` on."""
+    """SHA-256 of files, remembered by path, size and both times: in memory, and on disk from :meth:`save` on.
+
+    An entry is [size, time of the content, SHA-256, time of any change]: the last cannot be set back, as copying tools do with the second.
+    """
 
     def __init__(self) -> None:
         self.root: Path | None = None
@@ -195,8 +204,9 @@ class _HashCache:
         atexit.register(self.save)
 
     def _stored(self) -> dict[str, list]:
-        found = read_json(self.root / "data" / "runs" / ".cache" / "sha256.json")
-        return found if isinstance(found, dict) else {}
+        found = read_record(self.root / "data" / "runs" / ".cache" / "sha256.json")
+        kinds = [int, int, str, int]
+        return {path: entry for path, entry in found.items() if isinstance(entry, list) and [type(value) for value in entry] == kinds}
 
     def __call__(self, paths: Iterable[Path]) -> list[str]:
         root = project_root()
@@ -209,9 +219,9 @@ class _HashCache:
             try:
                 stat = path.stat()
                 entry = self.known.get(str(path))
-                if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+                if entry is None or (entry[0], entry[1], entry[3]) != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns):
                     with open(path, "rb") as file:
-                        entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+                        entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest(), stat.st_ctime_ns]
                     self.known[str(path)], self.changed = entry, True
                 hashes.append(entry[2])
             except OSError:
@@ -628,17 +638,13 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """The content of ``metrics.json``, or None."""
-        return read_json(self.path / "metrics.json")
+        return read_record(self.path / "metrics.json") or None
 
     @property
     def complete(self) -> bool:
         """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists."""
-        metrics = self.metrics
-        return (
-            isinstance(metrics, dict)
-            and metrics.get("fingerprint") == self.fingerprint
-            and all((project_root() / name).exists() for name in metrics.get("files", ()))
-        )
+        metrics = self.metrics or {}
+        return metrics.get("fingerprint") == self.fingerprint and _exist(project_root(), metrics.get("files", []))
 
     def product_path(self, name: str) -> Path:
         """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
@@ -651,23 +657,23 @@ class Run:
 
     def has(self, *names: str) -> bool:
         """Whether every product was committed by this very fingerprint and is still byte for byte the same."""
-        listed = read_json(self.path / "products.json") or {}
-        for name in names:
-            entry = listed.get(name, {})
-            same = entry.get("fingerprint") == self.fingerprint
-            if not same or file_hashes([self.path / name]) != [entry.get("sha256")]:
-                return False
-        return True
+        listed = self._listed()
+        return all(name in listed and file_hashes([self.path / name]) == [listed[name]] for name in names)
+
+    def _listed(self) -> dict[str, str]:
+        """The products committed by this fingerprint: name -> SHA-256."""
+        entries = read_record(self.path / "products.json").items()
+        return {n: e.get("sha256") for n, e in entries if isinstance(e, dict) and e.get("fingerprint") == self.fingerprint}
 
     def commit(self, *names: str) -> None:
         """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint."""
+        fingerprint = self.fingerprint  # before the products are hashed: it saves the memory of hashes
         hashes = file_hashes([self.product_path(name) for name in names])
         missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
         if missing:
             raise FsadError(f"Run {self}: cannot commit {', '.join(missing)}: no such file in {self.path}.")
-        fingerprint = self.fingerprint
         with self._listing():
-            listed = read_json(self.path / "products.json") or {}
+            listed = read_record(self.path / "products.json")
             for name, found in zip(names, hashes, strict=True):
                 listed[name] = {"sha256": found, "fingerprint": fingerprint}
             write_json(self.path / "products.json", listed)
@@ -711,7 +717,7 @@ class Run:
 
     def complete_with(self, provenance: dict[str, Any], files: Iterable[str] = ()) -> None:
         """The runner's last step: ``provenance.json``, then ``metrics.json``, then the leftovers are removed."""
-        result = read_json(self.path / "result.json") or {}
+        result = read_record(self.path / "result.json")
         write_json(self.path / "provenance.json", provenance | result.get("runtime", {}))
         record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files)}
         write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
@@ -740,6 +746,11 @@ class Run:
             except BlockingIOError:
                 raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
             yield
+
+
+def _exist(folder: Path, names: Any) -> bool:
+    """Whether a record's ``names`` are a list of files below ``folder``."""
+    return isinstance(names, list) and all(isinstance(name, str) and os.path.isfile(folder / name) for name in names)
 
 
 def _lives(pid: str) -> bool:

@@ -333,6 +333,47 @@ def test_broken_json_reads_as_nothing(tmp_path):
     assert runs.read_json(tmp_path / "a") is None and runs.read_json(tmp_path / "b") is None
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "3", "[1]", '{"rows.json": 5}', '{"rows.json": {"sha256": [], "fingerprint": "x"}}'])
+def test_a_broken_record_is_simply_not_complete(home, text):
+    run = opened(home)
+    with run.writing("rows.json") as temporary:
+        temporary.write_text("[]")
+    finish(run)
+    for name in ("products.json", "metrics.json", "result.json"):
+        (run.path / name).write_text(text)
+    again = opened(home)
+    assert not again.has("rows.json") and not again.complete
+    again.complete_with({})
+    again.commit("rows.json")
+    assert again.has("rows.json")
+
+
+@pytest.mark.parametrize("files", [None, [None], [3], "abc", {}, ["x" * 5000], ["a\0b"]])
+def test_a_record_with_other_than_names_of_files_is_not_complete(home, files):
+    run = opened(home)
+    finish(run)
+    runs.write_json(run.path / "metrics.json", run.metrics | {"files": files})
+    assert not opened(home).complete
+
+
+@pytest.mark.parametrize("entry", [None, [], [1, 2], "abc", [None, None, "a", 1], {}, [1, 2, "a" * 64]])
+def test_a_broken_memory_of_hashes_is_filled_again(home, monkeypatch, entry):
+    first = opened(home).fingerprint
+    path = home / "data/runs/.cache/sha256.json"
+    runs.write_json(path, dict.fromkeys(runs.read_json(path), entry))
+    monkeypatch.setattr(runs, "file_hashes", runs._HashCache())
+    runs.forget_inputs()
+    assert opened(home).fingerprint == first
+
+
+def test_a_file_changed_behind_its_old_date_is_hashed_again(home):
+    image = home / "mine/part/test/scratch/0.png"
+    before, stat = runs.file_hashes([image]), image.stat()
+    image.write_bytes(bytes(reversed(image.read_bytes())))
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert runs.file_hashes([image]) != before
+
+
 # code hashes
 
 PACKAGE = {
