@@ -269,7 +269,8 @@ def execute(
     if not force and run.complete:
         return Result(run, True, 0.0)
     started = time.monotonic()
-    figures_before = _figures()
+    draws = not stage_run and run.stage.startswith("5")
+    figures_before = _figures() if draws else {}
     with contextlib.ExitStack() as held:
         held.enter_context(run.locked())
         if not force and run.complete:
@@ -290,7 +291,7 @@ def execute(
                     f"{run}: code, data or models changed while it ran; run the same command again."
                 )
         seconds = time.monotonic() - started
-        files = [] if stage_run else sorted(_figures().items() - figures_before.items())
+        files = sorted(_figures().items() - figures_before.items()) if draws else []
         run.complete_with(_provenance(run, path, given, seconds), [name for name, _ in files])
     return Result(run, False, seconds)
 
@@ -315,8 +316,13 @@ def _preflight(
 
 
 def _figures() -> dict[str, int]:
-    root = runs.project_root()
-    return {p.relative_to(root).as_posix(): p.stat().st_mtime_ns for p in (root / "figures").rglob("*") if p.is_file()}
+    """The files in ``figures/`` and their times, without what another process is writing or replaces meanwhile."""
+    root, found = runs.project_root(), {}
+    for folder, _, names in os.walk(root / "figures"):
+        for path in (Path(folder, name) for name in names if not name.startswith(".tmp-")):
+            with contextlib.suppress(FileNotFoundError):
+                found[path.relative_to(root).as_posix()] = path.stat().st_mtime_ns
+    return found
 
 
 def _provenance(run: runs.Run, path: Path, given: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``; of a user's own images the
 category's folder also carries a hash of where they lie, for two folders may hold a product of one name. It is complete if and
-only if its ``metrics.json`` is there and the fingerprint in it equals the fingerprint of what would run now: the
+only if its ``metrics.json`` is there, so are the products and the report that it lists, and the fingerprint in it equals the fingerprint of what would run now: the
 parameters, the resolved profile, the content of the inputs, the names of the test images that products repeat, and the syntax
 trees of the library code that the stage uses. Every file of a run is written beside its target and renamed into place.
 """
@@ -644,7 +644,10 @@ class Run:
     def complete(self) -> bool:
         """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists."""
         metrics = self.metrics or {}
-        return metrics.get("fingerprint") == self.fingerprint and _exist(project_root(), metrics.get("files", []))
+        if metrics.get("fingerprint") != self.fingerprint:
+            return False
+        # runs of before have no list of products
+        return _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
 
     def product_path(self, name: str) -> Path:
         """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
@@ -719,7 +722,9 @@ class Run:
         """The runner's last step: ``provenance.json``, then ``metrics.json``, then the leftovers are removed."""
         result = read_record(self.path / "result.json")
         write_json(self.path / "provenance.json", provenance | result.get("runtime", {}))
-        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files)}
+        made = {*self._listed(), *(p.relative_to(self.path).as_posix() for p in (self.path / "report").rglob("[!.]*"))}
+        products = sorted(name for name in made if (self.path / name).is_file())
+        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files), "products": products}
         write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
         self.sweep(partial=True)
 

@@ -439,6 +439,53 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     assert not pipeline.execute("50_figures_adp").skipped
 
 
+def test_a_lost_product_is_made_again_and_the_others_stay(home, monkeypatch):
+    made = []
+
+    def stub(path, output, params, run, *_):
+        for name in ("a.txt", "b.txt"):
+            if not run.has(name):
+                made.append(name)
+                with run.writing(name) as temporary:
+                    temporary.write_text(name)
+        Path(output).write_text("{}")
+        run.finish({})
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    run = pipeline.execute("10_first_fake", given(home)).run
+    assert pipeline.execute("10_first_fake", given(home)).skipped
+    (run.path / "b.txt").unlink()
+    assert not pipeline.execute("10_first_fake", given(home)).skipped and made == ["a.txt", "b.txt", "b.txt"]
+
+
+def test_figures_that_others_write_meanwhile_are_neither_missed_nor_listed(home, monkeypatch):
+    figures = home / "figures/partial"
+    figures.mkdir(parents=True)
+    for name in (".tmp-1-a-x.png", "gone.png", "there.png"):
+        (figures / name).write_text(name)
+    original = Path.stat
+
+    def stat(path, **more):
+        if path.name == "gone.png":
+            raise FileNotFoundError(path)
+        return original(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert list(pipeline._figures()) == ["figures/partial/there.png"]
+
+
+def test_only_notebooks_of_figures_look_at_the_figures(home, monkeypatch):
+    def stub(path, output, params, run, *_):
+        Path(output).write_text("{}")
+        run.finish({})
+
+    notebook(home / "notebooks", "00_tour", 'profile: str = "mini"  # which models\n', body="x = 1")
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    monkeypatch.setattr(pipeline, "_figures", lambda: pytest.fail("the figures were looked at"))
+    for name, params in (("10_first_fake", given(home)), ("00_tour", {})):
+        assert pipeline.execute(name, params).run.complete
+
+
 # the command line
 
 

@@ -348,12 +348,38 @@ def test_a_broken_record_is_simply_not_complete(home, text):
     assert again.has("rows.json")
 
 
+@pytest.mark.parametrize("lost", ["rows.json", "report/report.md", "report/heatmaps/1.png"])
+def test_a_run_without_what_it_made_is_not_complete(home, lost):
+    run = opened(home)
+    with run.writing("rows.json") as temporary:
+        temporary.write_text("[]")
+    for name in ("report/report.md", "report/heatmaps/1.png"):
+        with runs.replacing(run.path / name) as temporary:
+            temporary.write_text(name)
+    (run.path / "report" / ".tmp-1-a-report.md").write_text("of a process that was killed")
+    finish(run)
+    assert run.metrics["products"] == ["report/heatmaps/1.png", "report/report.md", "rows.json"]
+    assert opened(home).complete
+    (run.path / lost).unlink()
+    assert not opened(home).complete
+    finish(opened(home))
+    assert opened(home).complete, "what no stage makes any more is not waited for"
+
+
+def test_a_run_recorded_before_products_were_listed_stays_complete(home):
+    run = opened(home)
+    finish(run)
+    runs.write_json(run.path / "metrics.json", {name: value for name, value in run.metrics.items() if name != "products"})
+    assert opened(home).complete
+
+
 @pytest.mark.parametrize("files", [None, [None], [3], "abc", {}, ["x" * 5000], ["a\0b"]])
 def test_a_record_with_other_than_names_of_files_is_not_complete(home, files):
     run = opened(home)
     finish(run)
-    runs.write_json(run.path / "metrics.json", run.metrics | {"files": files})
-    assert not opened(home).complete
+    for field in ("files", "products"):
+        runs.write_json(run.path / "metrics.json", run.metrics | {"files": [], "products": [], field: files})
+        assert not opened(home).complete
 
 
 @pytest.mark.parametrize("entry", [None, [], [1, 2], "abc", [None, None, "a", 1], {}, [1, 2, "a" * 64]])
