@@ -16,10 +16,12 @@ import sys
 import time
 import tokenize
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from typing import Any
+from weakref import WeakSet
 
 from fsad_lib import runs
 from fsad_lib.errors import FsadError
@@ -222,6 +224,7 @@ def _absolute(data_root: str) -> str:
 def plan(notebook: str | Path, params: dict[str, Any] | None = None) -> tuple[runs.Run, Path, dict[str, Any]]:
     """Check notebook and parameters; return (run, notebook path, parameters). Starts nothing."""
     path = notebook_path(notebook)
+    runs.check_name("notebook", path.stem)  # it names a folder
     known = parameters(path)
     given = check_parameters(known, params or {}, path.stem)
     if given.get("data_root"):
@@ -359,11 +362,26 @@ def _kernel_manager(threads: int | None):
     )
 
     class ThisInterpreter(AsyncKernelManager):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            _kernels.add(self)
+
         @property
         def kernel_spec(self) -> KernelSpec:
             return spec
 
     return ThisInterpreter
+
+
+_kernels: WeakSet = WeakSet()
+"""The managers of this process's kernels."""
+
+
+def _end_kernels() -> None:
+    for manager in list(_kernels):
+        process = getattr(manager.provisioner, "process", None)
+        if process is not None:
+            process.kill()
 
 
 def _papermill(
@@ -379,8 +397,7 @@ def _papermill(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
-            str(path),
-            str(output),
+            *(str(p).replace("{", "{{").replace("}", "}}") for p in (path, output)),  # papermill fills parameters in between braces
             given,
             kernel_name="python3",
             language="python",
@@ -544,15 +561,19 @@ def grid(
     elif report.skipped:
         say(f"Nothing to run: all {report.skipped} stages are complete already")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    finished = 0
+    finished, interrupted = 0, Event()
 
     def work(cell: tuple[str, dict[str, Any], list[str]]) -> None:
         nonlocal finished
         name, params, open_stages = cell
         for i, stage in enumerate(open_stages):
+            if interrupted.is_set():
+                return
             try:
                 result = execute(stage, params, force=force, threads=threads)
             except (FsadError, StageError, OSError) as error:
+                if interrupted.is_set():  # its kernel was ended
+                    return
                 report.failed.append((f"{name} {stage}", str(error)))
                 for skipped in open_stages[i:]:
                     remaining[skipped] -= 1
@@ -571,8 +592,16 @@ def grid(
         for cell in todo:
             work(cell)
     else:
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(_isolated(work), todo))
+        with ThreadPool(jobs) as pool:  # its threads end with the process
+            cells_done = pool.map_async(_isolated(work), todo, chunksize=1)
+            try:
+                cells_done.get()
+            except KeyboardInterrupt:
+                interrupted.set()
+                for _ in range(10):  # two seconds for what is being recorded, and for kernels that are just starting
+                    _end_kernels()
+                    cells_done.wait(0.2)
+                raise
     report.seconds = time.monotonic() - started
     for name, message in report.failed:
         say(f"FAILED {name}: {message}")
@@ -583,8 +612,9 @@ def _isolated(work: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(cell: Any) -> None:
         import asyncio
 
-        asyncio.set_event_loop(asyncio.new_event_loop())
-        work(cell)
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            asyncio.set_event_loop(loop)
+            work(cell)
 
     return run
 

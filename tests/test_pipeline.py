@@ -417,6 +417,82 @@ def test_kill_9_loses_no_finished_run_and_the_next_call_goes_on(home):
     assert (home / "log.txt").read_text().count("10_first") == 1
 
 
+GRID = """\
+import sys, time
+from fsad_lib import __main__, pipeline
+pipeline.STAGES["fake"] = ("10_first_fake", "40_last_fake")
+{execute}
+words = ["grid", "fake", "--dataset", "folder", "--category", "part", "other", "--shots", "2", "--jobs", "2", "--data-root", sys.argv[1]]
+sys.exit(__main__.main(words))
+"""
+SLEEP = """
+def execute(stage, params, **_):
+    print("started", stage, flush=True)
+    time.sleep({seconds})
+    print("ended", stage, flush=True)
+    return pipeline.Result(None, False, {seconds})
+pipeline.execute = execute
+"""
+
+
+def interrupted(home, execute, started):
+    """Exit status, output and seconds of a grid of two jobs that gets Ctrl-C once ``started()`` of its output is true."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with open(home / "out.txt", "w") as out:
+        process = subprocess.Popen([sys.executable, "-c", GRID.format(execute=execute), str(home / "mine")], env=environment, stdout=out, stderr=out, cwd=home)
+        deadline = time.monotonic() + 240
+        while not started((home / "out.txt").read_text()) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        status = process.wait(60)
+    return status, (home / "out.txt").read_text(), time.monotonic() - start
+
+
+@pytest.mark.parametrize("seconds", [1, 300])
+def test_ctrl_c_ends_a_grid_of_two_jobs_and_starts_no_further_stage(home, seconds):
+    status, text, took = interrupted(home, SLEEP.format(seconds=seconds), lambda text: text.count("started") == 2)
+    assert status == 130 and took < 20 and "interrupted: what is complete is kept" in text, text
+    assert text.count("started") == 2 and "40_last_fake" not in text and "FAILED" not in text and "Traceback" not in text, text
+
+
+def test_ctrl_c_ends_the_kernels_of_a_grid(home):
+    extra = "(log.parent / f'pid-{category}').write_text(str(os.getpid())); time.sleep(300)"
+    notebook(home / "notebooks", "40_last_fake", extra=extra)
+    status, text, took = interrupted(home, "", lambda _: all((home / f"pid-{c}").is_file() for c in ("part", "other")))
+    assert status == 130 and took < 20 and "FAILED" not in text, text
+    for category in ("part", "other"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((home / f"pid-{category}").read_text()), 0)
+        first, last = (pipeline.plan(n, given(home, category=category))[0] for n in pipeline.STAGES["fake"])
+        assert first.complete and not last.complete and not list(last.path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("tag", ["{seed}", "{", "{}", "}"])
+def test_braces_in_names_are_no_parameters(home, monkeypatch, tag):
+    from papermill.engines import papermill_engines
+
+    def engine(name, nb, **_):
+        pipeline.plan("10_first_fake", given(braced, tag=tag))[0].finish({})
+        return nb
+
+    braced = home / "{profile} {0}"
+    braced.mkdir()
+    for name in ("data", "mine", "notebooks"):
+        (home / name).rename(braced / name)
+    monkeypatch.setenv("FSAD_HOME", str(braced))
+    monkeypatch.setattr(papermill_engines, "execute_notebook_with_engine", engine)
+    run = pipeline.execute("10_first_fake", given(braced, tag=tag)).run
+    assert run.complete and run.path.name.endswith(f"_{tag}") and (run.path / "notebook.ipynb").is_file()
+    assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
+
+
+@pytest.mark.parametrize("name", ["..", "a..b", ".hidden", "x" * 200])
+def test_a_notebook_whose_name_could_leave_its_folder_is_refused(home, name):
+    with pytest.raises(FsadError, match="notebook: found"):
+        pipeline.execute(notebook(home, "00_x", body="1").rename(home / f"{name}.ipynb"))
+
+
 def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     path = notebook(home / "notebooks", "50_figures_adp", 'profile: str = "mini"  # which runs\n', body="x = 1")
 
