@@ -2,9 +2,10 @@
 
 A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``; of a user's own images the
 category's folder also carries a hash of where they lie, for two folders may hold a product of one name. It is complete if and
-only if its ``metrics.json`` is there, so are the products and the report that it lists, and the fingerprint in it equals the fingerprint of what would run now: the
-parameters, the resolved profile, the content of the inputs, the names of the test images that products repeat, and the syntax
-trees of the library code that the stage uses. Every file of a run is written beside its target and renamed into place.
+only if its ``metrics.json`` is there, so are the products and the report that it lists, and the fingerprint in it equals that of
+what would run now: the parameters, the resolved profile, the content of the inputs, the names of the test images that products
+repeat, and the syntax trees of the library code that the stage uses. Every file of a run is written beside its target and renamed
+into place.
 """
 
 import ast
