@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsad_lib.datasets import btad, elpv, folder, mvtec_ad, mvtec_loco, visa
-from fsad_lib.datasets._common import absolute, safe_name, unknown
+from fsad_lib.datasets._common import absolute, looking_into, safe_name, unknown
 from fsad_lib.datasets.images import read_image, read_images, read_mask, read_masks
 from fsad_lib.errors import FsadError
 
@@ -82,7 +82,8 @@ def categories(dataset: str, data_root: str | Path | None = None) -> list[str]:
 
         return sorted(minifab.CATEGORIES[_SPLITS[dataset]])
     if dataset == "folder":
-        return folder.categories(_root(dataset, data_root))
+        with looking_into(root := _root(dataset, data_root)):
+            return folder.categories(root)
     return list({"elpv": elpv, **_ON_DISK}[dataset].CATEGORIES)
 
 
@@ -123,11 +124,10 @@ def load(dataset: str, category: str | None = None, data_root: str | Path | None
     if dataset == "elpv":
         return elpv.load(category)
     root = _root(dataset, data_root)
-    if dataset == "folder":
-        return folder.load(root, category)
     if dataset in _SPLITS:
         return _load_minifab(dataset, category, root)
-    return _ON_DISK[dataset].load(root, category)
+    with looking_into(root):
+        return {"folder": folder, **_ON_DISK}[dataset].load(root, category)
 
 
 def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.DataFrame:
