@@ -144,6 +144,12 @@ def test_class_names():
     assert [datasets.class_name("btad", c) for c in datasets.categories("btad")] == list(btad.WORDS.values())
 
 
+@pytest.mark.parametrize("category", ["___", "- -", "a<b", "<c_n>"])
+def test_a_class_name_needs_words(category):
+    with pytest.raises(FsadError, match="gives no words for a prompt.*Rename it"):
+        datasets.class_name("folder", category)
+
+
 # ---------------------------------------------------------------- folder
 
 

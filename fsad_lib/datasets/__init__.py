@@ -95,6 +95,9 @@ def class_name(dataset: str, category: str) -> str:
     ('metal nut', 'macaroni', 'solar cell')
     >>> class_name("mvtec_loco", "juice_bottle"), class_name("btad", "02")
     ('juice bottle', 'wooden surface')
+
+    Raises:
+        FsadError: a category that is no plain name, has no word in it, or "<" or ">", which mark learned words in prompts.
     """
     _known(dataset)
     safe_name("category", category)
@@ -103,6 +106,8 @@ def class_name(dataset: str, category: str) -> str:
     if dataset == "btad" and category in btad.WORDS:
         return btad.WORDS[category]
     words = re.sub(r"[\s_\-]+", " ", category).strip()
+    if not words or "<" in words or ">" in words:
+        raise FsadError(f"category {category!r} gives no words for a prompt; expected a name with a letter or digit, without '<' and '>'. Rename it.")
     return re.sub(r"\d+$", "", words) if dataset == "visa" else words
 
 
