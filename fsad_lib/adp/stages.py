@@ -31,7 +31,7 @@ from fsad_lib.adp.prompts import embed, templates
 from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import CLIP, load_clip
+from fsad_lib.foundation.clip import CLIP, load_clip, patch_grid
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
@@ -127,6 +127,19 @@ def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device())
 
 
+def _check_inputs(run: Run) -> None:
+    """The run's own check, and what else only the last stage would notice: a product without words, windows larger than a CLIP's grid."""
+    run.check_inputs()
+    datasets.class_name(run.dataset, run.category)
+    p = run.profile
+    for section in ("clip", "winclip_clip"):
+        grid, largest = patch_grid(p.path(section), getattr(p, section).architecture), max(p.winclip.scales)
+        if grid is not None and largest > grid:
+            raise FsadError(
+                f"winclip.scales: found a window of {largest} patches a side; expected at most {grid}, as many as {section} has. Lower it."
+            )
+
+
 # -------------------------------------------------------------------- pseudo-anomalies on disk
 def _make_pseudo(run: Run, name: str, diffusion: Diffusion, x: Tensor, prompts: Sequence[str], n: int, seed: int | str,
                  concepts: Mapping[str, Tensor] | None = None) -> Pseudo:  # fmt: skip
@@ -158,7 +171,7 @@ def personalize(run: Run) -> Personalized:
         run: a run of stage "10_personalize"; its profile's section ``adp`` holds all hyper-parameters.
     """
     adp, made = run.profile.adp, ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
-    run.check_inputs()
+    _check_inputs(run)
     paths = run.shot_paths()
     x = datasets.read_images(paths, run.profile.diffusion.image_size)
     if not run.has(*made):
@@ -214,7 +227,7 @@ def synthesize(run: Run) -> Synthesized:
         run: a run of stage "20_synthesize".
     """
     adp, made = run.profile.adp, ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
-    run.check_inputs()
+    _check_inputs(run)
     label = datasets.class_name(run.dataset, run.category)
     if not run.has(*made):
         clip, diffusion = load_models(run.profile)
@@ -279,7 +292,7 @@ def evaluate(run: Run) -> Evaluated:
         run: a run of stage "40_evaluate".
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
-    run.check_inputs()
+    _check_inputs(run)
     if not run.has(*made):
         test = run.table().query("split == 'test'").reset_index(drop=True)
         scores, maps, pixel = _score(run, test)
