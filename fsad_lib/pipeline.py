@@ -73,10 +73,10 @@ def notebook_path(notebook: str | Path) -> Path:
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
-    document = runs.read_json(path)
-    if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
+    cells = runs.read_record(path).get("cells")
+    if not isinstance(cells, list) or not all(isinstance(c, dict) and isinstance(c.get("metadata", {}), dict) for c in cells):
         raise FsadError(f"{path} is not a notebook: expected JSON with a list of cells.")
-    return [cell for cell in document["cells"] if cell.get("cell_type") == "code"]
+    return [cell for cell in cells if cell.get("cell_type") == "code"]
 
 
 def _source(cell: dict[str, Any]) -> str:
@@ -98,13 +98,14 @@ def parse_parameters(source: str, where: str = "parameters") -> dict[str, Parame
     >>> parse_parameters("shots: int = 4  # normal images")["shots"]
     Parameter(name='shots', type='int', default=4, help='normal images')
     """
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    try:
+        statements = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
+        raise FsadError(f"{where}, parameters cell: {error}; expected lines 'name: type = literal  # help'.") from None
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
-    for statement in ast.parse(source).body:
+    for statement in statements:
         simple = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         try:
             if not simple:

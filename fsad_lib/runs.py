@@ -65,7 +65,13 @@ def project_root() -> Path:
     both ``pyproject.toml`` and ``fsad_lib/``, else the working directory."""
     home = os.environ.get("FSAD_HOME")
     if home:
-        return Path(home).expanduser().resolve()
+        try:
+            found = Path(home).expanduser().resolve()
+            found.exists()
+            return found
+        except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, too long
+            shown = home if len(home) <= 200 else f"{home[:200]}... ({len(home)} characters)"
+            raise FsadError(f"FSAD_HOME is {shown!r}: {error}; expected the project folder. Set it anew, or unset it.") from None
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "fsad_lib").is_dir():

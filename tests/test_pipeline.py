@@ -640,3 +640,26 @@ def test_the_grid_behind_each_methods_tables():
         load_profile("mini", text or None)
     with pytest.raises(FsadError, match="Unknown method 'patchcore'"):
         pipeline.grids("patchcore")
+
+
+def in_parameters_cell(source):
+    return json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"cells": [3]}',
+        '{"cells": [{"cell_type": "code", "metadata": null, "source": ""}]}',
+        "[" * 5000,
+        in_parameters_cell("x: int = ("),
+        in_parameters_cell("x: int = 1\n  y: int = 2"),
+        in_parameters_cell("x: str = '''"),
+        in_parameters_cell("x: int = 1\0"),
+    ],
+)
+def test_a_malformed_notebook_is_named(home, text):
+    path = home / "notebooks" / "mine.ipynb"
+    path.write_text(text)
+    with pytest.raises(FsadError, match="mine.ipynb"):
+        pipeline.parameters(path)

@@ -479,3 +479,18 @@ def test_the_hash_is_remembered_until_a_file_changes(package, monkeypatch):
 def test_import_cycles_end(package):
     folder = package(deep__base="from pack import maths\nTWO = 2\n")
     assert runs.code_hash("pack.stages:first", package=folder)
+
+
+@pytest.mark.parametrize("home", ["~nosuchuser/x", "/" + "a" * 5000])
+def test_a_project_folder_that_cannot_be_is_named(monkeypatch, home):
+    monkeypatch.setenv("FSAD_HOME", home)
+    with pytest.raises(FsadError, match="FSAD_HOME is"):
+        runs.project_root()
+
+
+def test_a_project_folder_of_links_in_a_circle_is_named(monkeypatch, tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path / "a" / "x"))
+    with pytest.raises(FsadError, match="FSAD_HOME is"):
+        runs.project_root()

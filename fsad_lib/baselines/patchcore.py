@@ -7,7 +7,16 @@ from anomalib.models.components.sampling import KCenterGreedy
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor
 
-from fsad_lib.baselines._common import Progress, check_training, fitted, infer, quiet, seeded, stages_of, use_weights
+from fsad_lib.baselines._common import (
+    Progress,
+    check_training,
+    fitted,
+    infer,
+    quiet,
+    seeded,
+    stages_of,
+    use_weights,
+)
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 
