@@ -418,7 +418,8 @@ def test_kill_9_loses_no_finished_run_and_the_next_call_goes_on(home):
 
 
 GRID = """\
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
 from fsad_lib import __main__, pipeline
 pipeline.STAGES["fake"] = ("10_first_fake", "40_last_fake")
 {execute}
