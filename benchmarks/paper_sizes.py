@@ -31,6 +31,7 @@ import open_clip  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from fsad_lib.foundation.device import best_device  # noqa: E402
 from fsad_lib.profiles import load_profile  # noqa: E402
 from fsad_lib.runs import Run, open_run, replacing, write_json  # noqa: E402
 
@@ -251,7 +252,7 @@ def load(run: Run, stage: str, method: str) -> list[torch.nn.Module]:
     from fsad_lib.adp import stages
 
     if stage == "40_evaluate":
-        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, stages._device()) for s in ("clip", "winclip_clip")]
+        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, best_device()) for s in ("clip", "winclip_clip")]
         return [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
     clip, diffusion = stages.load_models(p)
     return [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]
@@ -271,7 +272,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict:
     run.check_inputs()
     _ = run.fingerprint  # reads the checkpoints once, for the record of the run
 
-    device = stages._device()
+    device = best_device()
     started, worked = time.perf_counter(), time.process_time()
     models = load(run, stage, args.method)
     parameters = sum(q.numel() for model in models for q in model.parameters())

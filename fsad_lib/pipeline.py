@@ -16,10 +16,12 @@ import sys
 import time
 import tokenize
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from typing import Any
+from weakref import WeakSet
 
 from fsad_lib import runs
 from fsad_lib.errors import FsadError
@@ -71,10 +73,10 @@ def notebook_path(notebook: str | Path) -> Path:
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
-    document = runs.read_json(path)
-    if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
+    cells = runs.read_record(path).get("cells")
+    if not isinstance(cells, list) or not all(isinstance(c, dict) and isinstance(c.get("metadata", {}), dict) for c in cells):
         raise FsadError(f"{path} is not a notebook: expected JSON with a list of cells.")
-    return [cell for cell in document["cells"] if cell.get("cell_type") == "code"]
+    return [cell for cell in cells if cell.get("cell_type") == "code"]
 
 
 def _source(cell: dict[str, Any]) -> str:
@@ -96,13 +98,14 @@ def parse_parameters(source: str, where: str = "parameters") -> dict[str, Parame
     >>> parse_parameters("shots: int = 4  # normal images")["shots"]
     Parameter(name='shots', type='int', default=4, help='normal images')
     """
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    try:
+        statements = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
+        raise FsadError(f"{where}, parameters cell: {error}; expected lines 'name: type = literal  # help'.") from None
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
-    for statement in ast.parse(source).body:
+    for statement in statements:
         simple = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         try:
             if not simple:
@@ -222,6 +225,7 @@ def _absolute(data_root: str) -> str:
 def plan(notebook: str | Path, params: dict[str, Any] | None = None) -> tuple[runs.Run, Path, dict[str, Any]]:
     """Check notebook and parameters; return (run, notebook path, parameters). Starts nothing."""
     path = notebook_path(notebook)
+    runs.check_name("notebook", path.stem)  # it names a folder
     known = parameters(path)
     given = check_parameters(known, params or {}, path.stem)
     if given.get("data_root"):
@@ -269,7 +273,8 @@ def execute(
     if not force and run.complete:
         return Result(run, True, 0.0)
     started = time.monotonic()
-    figures_before = _figures()
+    draws = not stage_run and run.stage.startswith("5")
+    figures_before = _figures() if draws else {}
     with contextlib.ExitStack() as held:
         held.enter_context(run.locked())
         if not force and run.complete:
@@ -282,15 +287,15 @@ def execute(
             (run.path / name).unlink(missing_ok=True)
         with runs.replacing(run.path / "notebook.ipynb") as temporary:
             _papermill(path, temporary, given, run, threads, progress)
-            result = runs.read_json(run.path / "result.json")
+            result = runs.read_record(run.path / "result.json")
             if stage_run and not result:
                 raise FsadError(f"{path.stem} ended without run.finish(metrics): there is nothing to record.")
-            if stage_run and result["fingerprint"] != fingerprint:
+            if stage_run and result.get("fingerprint") != fingerprint:
                 raise FsadError(
                     f"{run}: code, data or models changed while it ran; run the same command again."
                 )
         seconds = time.monotonic() - started
-        files = [] if stage_run else sorted(_figures().items() - figures_before.items())
+        files = sorted(_figures().items() - figures_before.items()) if draws else []
         run.complete_with(_provenance(run, path, given, seconds), [name for name, _ in files])
     return Result(run, False, seconds)
 
@@ -315,8 +320,13 @@ def _preflight(
 
 
 def _figures() -> dict[str, int]:
-    root = runs.project_root()
-    return {p.relative_to(root).as_posix(): p.stat().st_mtime_ns for p in (root / "figures").rglob("*") if p.is_file()}
+    """The files in ``figures/`` and their times, without what another process is writing or replaces meanwhile."""
+    root, found = runs.project_root(), {}
+    for folder, _, names in os.walk(root / "figures"):
+        for path in (Path(folder, name) for name in names if not name.startswith(".tmp-")):
+            with contextlib.suppress(FileNotFoundError):
+                found[path.relative_to(root).as_posix()] = path.stat().st_mtime_ns
+    return found
 
 
 def _provenance(run: runs.Run, path: Path, given: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -353,11 +363,26 @@ def _kernel_manager(threads: int | None):
     )
 
     class ThisInterpreter(AsyncKernelManager):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            _kernels.add(self)
+
         @property
         def kernel_spec(self) -> KernelSpec:
             return spec
 
     return ThisInterpreter
+
+
+_kernels: WeakSet = WeakSet()
+"""The managers of this process's kernels."""
+
+
+def _end_kernels() -> None:
+    for manager in list(_kernels):
+        process = getattr(manager.provisioner, "process", None)
+        if process is not None:
+            process.kill()
 
 
 def _papermill(
@@ -373,8 +398,7 @@ def _papermill(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
-            str(path),
-            str(output),
+            *(str(p).replace("{", "{{").replace("}", "}}") for p in (path, output)),  # papermill fills parameters in between braces
             given,
             kernel_name="python3",
             language="python",
@@ -434,8 +458,8 @@ def _duration(seconds: float) -> str:
 def expected_seconds(notebook: str, profile: str) -> float:
     """A stage's typical time: the median of this machine's finished runs, else :data:`TYPICAL_SECONDS`."""
     folder = runs.project_root() / "data" / "runs" / profile
-    seen = [runs.read_json(p) for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
-    times = [s["wall_seconds"] for s in seen if isinstance(s, dict) and s.get("wall_seconds")]
+    seen = [runs.read_record(p).get("wall_seconds") for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
+    times = [seconds for seconds in seen if isinstance(seconds, int | float) and seconds > 0]
     return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0)
 
 
@@ -538,15 +562,19 @@ def grid(
     elif report.skipped:
         say(f"Nothing to run: all {report.skipped} stages are complete already")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    finished = 0
+    finished, interrupted = 0, Event()
 
     def work(cell: tuple[str, dict[str, Any], list[str]]) -> None:
         nonlocal finished
         name, params, open_stages = cell
         for i, stage in enumerate(open_stages):
+            if interrupted.is_set():
+                return
             try:
                 result = execute(stage, params, force=force, threads=threads)
             except (FsadError, StageError, OSError) as error:
+                if interrupted.is_set():  # its kernel was ended
+                    return
                 report.failed.append((f"{name} {stage}", str(error)))
                 for skipped in open_stages[i:]:
                     remaining[skipped] -= 1
@@ -565,8 +593,16 @@ def grid(
         for cell in todo:
             work(cell)
     else:
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(_isolated(work), todo))
+        with ThreadPool(jobs) as pool:  # its threads end with the process
+            cells_done = pool.map_async(_isolated(work), todo, chunksize=1)
+            try:
+                cells_done.get()
+            except KeyboardInterrupt:
+                interrupted.set()
+                for _ in range(10):  # two seconds for what is being recorded, and for kernels that are just starting
+                    _end_kernels()
+                    cells_done.wait(0.2)
+                raise
     report.seconds = time.monotonic() - started
     for name, message in report.failed:
         say(f"FAILED {name}: {message}")
@@ -577,8 +613,9 @@ def _isolated(work: Callable[[Any], None]) -> Callable[[Any], None]:
     def run(cell: Any) -> None:
         import asyncio
 
-        asyncio.set_event_loop(asyncio.new_event_loop())
-        work(cell)
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            asyncio.set_event_loop(loop)
+            work(cell)
 
     return run
 

@@ -148,6 +148,26 @@ def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> p
     return table
 
 
+def _file_stem(path: str) -> str:
+    r"""The stem of a name that we may write beside others: printable, and short enough for every file system with what is put around it.
+
+    >>> _file_stem("x/part 4.png"), _file_stem("a\nb.png"), len(_file_stem("é" * 120 + ".png"))
+    ('part 4', 'a_b', 75)
+    """
+    text = "".join(ch if ch.isprintable() else "_" for ch in Path(path).stem)
+    return text.encode()[:150].decode(errors="ignore")  # a character cut in two is left out
+
+
+def _cell(text: str) -> str:
+    r"""A name in a cell of a Markdown table.
+
+    >>> print(_cell("<b>a|b\nc.png"))
+    &lt;b>a\|b\nc.png
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
+
+
 def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: int) -> list[str]:
     from fsad_lib.datasets import read_image
 
@@ -156,7 +176,7 @@ def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: 
     for row, map_ in zip(ranked.itertuples(), maps, strict=True):
         pixels = plots.to_pixels(read_image(row.path, size))[0]
         both = np.concatenate([pixels, plots.blend(pixels, map_, low, high)], axis=1)
-        names.append(f"heatmaps/{row.rank:0{digits}d}_{Path(row.path).stem}.png")
+        names.append(f"heatmaps/{row.rank:0{digits}d}_{_file_stem(row.path)}.png")
         with replacing(folder.parent / names[-1]) as temporary:
             Image.fromarray((both * 255).round().astype(np.uint8)).save(temporary, format="png")
     for old in set(folder.glob("*.png")) - {folder.parent / name for name in names}:
@@ -169,7 +189,7 @@ def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
     lines += [f"{len(ranked)} images, ranked by the score {method} {part}; higher is more anomalous.", ""]
     lines += ["| rank | image | score | label |", "|---|---|---|---|"]
     root = os.path.commonpath([os.path.dirname(path) for path in ranked["path"]])  # names below it are unique
-    lines += [f"| {r.rank} | {Path(r.path).relative_to(root).as_posix().replace('|', ' ')} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
+    lines += [f"| {r.rank} | {_cell(Path(r.path).relative_to(root).as_posix())} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
     if len(ranked) > 20:
         lines.append(f"\nThe other {len(ranked) - 20} images are in predictions.csv.")
     return "\n".join(lines) + "\n"

@@ -2,9 +2,10 @@
 
 A run is ``data/runs/<profile>/<dataset>/<category>/<stage>_<method>/k<shots>_seed<seed>[_<tag>]``; of a user's own images the
 category's folder also carries a hash of where they lie, for two folders may hold a product of one name. It is complete if and
-only if its ``metrics.json`` is there and the fingerprint in it equals the fingerprint of what would run now: the
-parameters, the resolved profile, the content of the inputs, and the syntax trees of the library code that the stage
-uses. Every file of a run is written beside its target and renamed into place.
+only if its ``metrics.json`` is there, so are the products and the report that it lists, and the fingerprint in it equals that of
+what would run now: the parameters, the resolved profile, the content of the inputs, the names of the test images that products
+repeat, and the syntax trees of the library code that the stage uses. Every file of a run is written beside its target and renamed
+into place.
 """
 
 import ast
@@ -40,6 +41,14 @@ UPSTREAM = {
 }
 """(stage, method) -> the earlier stages whose products it uses."""
 
+BLIND = frozenset(
+    {("10_personalize", "adp"), ("20_synthesize", "adp"), ("11_personalize", "anomalysd"), ("22_synthesize", "tgvig"), ("32_augment", "tgvig")}
+)
+"""(stage, method) that look at no test image, so that renaming one repeats no training."""
+
+FIXED_NAMES = frozenset({"minifab", "minifab_dev", "elpv"})
+"""Data sets whose files nobody names: generated ones, and one out of a package."""
+
 ALL, MULTI_CLASS = "all", frozenset({"anomalysd"})
 """The category of a run that covers every category of its data set, and the methods that serve them with one model."""
 
@@ -56,7 +65,13 @@ def project_root() -> Path:
     both ``pyproject.toml`` and ``fsad_lib/``, else the working directory."""
     home = os.environ.get("FSAD_HOME")
     if home:
-        return Path(home).expanduser().resolve()
+        try:
+            found = Path(home).expanduser().resolve()
+            found.exists()
+            return found
+        except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, too long
+            shown = home if len(home) <= 200 else f"{home[:200]}... ({len(home)} characters)"
+            raise FsadError(f"FSAD_HOME is {shown!r}: {error}; expected the project folder. Set it anew, or unset it.") from None
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "fsad_lib").is_dir():
@@ -170,15 +185,24 @@ def read_json(path: Path | str) -> Any:
     """Read JSON; None when the file is missing or not valid (a run with a broken record is simply not complete)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """A JSON object; an empty one when the file is missing, not valid or holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 # --- hashing ---------------------------------------------------------------------------------------------------------
 
 
 class _HashCache:
-    """SHA-256 of files, remembered by path, size and modification time: in memory, and on disk from :meth:`save` on."""
+    """SHA-256 of files, remembered by path, size and both times: in memory, and on disk from :meth:`save` on.
+
+    An entry is [size, time of the content, SHA-256, time of any change]: the last cannot be set back, as copying tools do with the second.
+    """
 
     def __init__(self) -> None:
         self.root: Path | None = None
@@ -187,8 +211,9 @@ class _HashCache:
         atexit.register(self.save)
 
     def _stored(self) -> dict[str, list]:
-        found = read_json(self.root / "data" / "runs" / ".cache" / "sha256.json")
-        return found if isinstance(found, dict) else {}
+        found = read_record(self.root / "data" / "runs" / ".cache" / "sha256.json")
+        kinds = [int, int, str, int]
+        return {path: entry for path, entry in found.items() if isinstance(entry, list) and [type(value) for value in entry] == kinds}
 
     def __call__(self, paths: Iterable[Path]) -> list[str]:
         root = project_root()
@@ -201,9 +226,9 @@ class _HashCache:
             try:
                 stat = path.stat()
                 entry = self.known.get(str(path))
-                if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+                if entry is None or (entry[0], entry[1], entry[3]) != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns):
                     with open(path, "rb") as file:
-                        entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+                        entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest(), stat.st_ctime_ns]
                     self.known[str(path)], self.changed = entry, True
                 hashes.append(entry[2])
             except OSError:
@@ -421,6 +446,7 @@ def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
 
 @lru_cache(maxsize=64)
 def _table(root: Path, dataset: str, category: str, data_root: str):
+    """The table of one category, the digest of what its files hold, and that of which test image has which name."""
     from fsad_lib import datasets
     from fsad_lib.datasets.images import mask_files
 
@@ -429,16 +455,24 @@ def _table(root: Path, dataset: str, category: str, data_root: str):
         datasets.check_masks(table)  # drawn by hand: better refused here than after all images are scored
     files = [Path(p) for p in table["path"]]
     masks = [mask_files(p) if isinstance(p, str) else [] for p in table["mask_path"]]
-    mask_hashes = iter(file_hashes([m for group in masks for m in group]))
+    mask_paths = [m for group in masks for m in group]
+    hashes, found = file_hashes(files), file_hashes(mask_paths)
+    gone = [p for p, h in zip([*files, *mask_paths], [*hashes, *found], strict=True) if h == "missing"]
+    if gone:  # better said here than after minutes of training
+        images = "1 image" if len(gone) == 1 else f"{len(gone)} images"
+        raise FsadError(f"cannot read {images}, the first: {gone[0]}; make them readable or remove them.")
+    mask_hashes = iter(found)
     rows = zip(
-        file_hashes(files),
+        hashes,
         ["+".join(next(mask_hashes) for _ in group) for group in masks],
         table["split"].astype(str),
         table["label"].astype(int),
         table["defect"].astype(str),
         strict=True,
     )
-    return table, digest(sorted([list(row) for row in rows]))
+    names = [os.path.relpath(p, table.attrs["root"]) for p in files]  # so that the whole folder can be moved
+    named = sorted([name, found] for name, found, split in zip(names, hashes, table["split"], strict=True) if split == "test")
+    return table, digest(sorted([list(row) for row in rows])), digest(named)
 
 
 @lru_cache(maxsize=256)
@@ -611,17 +645,16 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """The content of ``metrics.json``, or None."""
-        return read_json(self.path / "metrics.json")
+        return read_record(self.path / "metrics.json") or None
 
     @property
     def complete(self) -> bool:
         """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists."""
-        metrics = self.metrics
-        return (
-            isinstance(metrics, dict)
-            and metrics.get("fingerprint") == self.fingerprint
-            and all((project_root() / name).exists() for name in metrics.get("files", ()))
-        )
+        metrics = self.metrics or {}
+        if metrics.get("fingerprint") != self.fingerprint:
+            return False
+        # runs of before have no list of products
+        return _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
 
     def product_path(self, name: str) -> Path:
         """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
@@ -634,23 +667,23 @@ class Run:
 
     def has(self, *names: str) -> bool:
         """Whether every product was committed by this very fingerprint and is still byte for byte the same."""
-        listed = read_json(self.path / "products.json") or {}
-        for name in names:
-            entry = listed.get(name, {})
-            same = entry.get("fingerprint") == self.fingerprint
-            if not same or file_hashes([self.path / name]) != [entry.get("sha256")]:
-                return False
-        return True
+        listed = self._listed()
+        return all(name in listed and file_hashes([self.path / name]) == [listed[name]] for name in names)
+
+    def _listed(self) -> dict[str, str]:
+        """The products committed by this fingerprint: name -> SHA-256."""
+        entries = read_record(self.path / "products.json").items()
+        return {n: e.get("sha256") for n, e in entries if isinstance(e, dict) and e.get("fingerprint") == self.fingerprint}
 
     def commit(self, *names: str) -> None:
         """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint."""
+        fingerprint = self.fingerprint  # before the products are hashed: it saves the memory of hashes
         hashes = file_hashes([self.product_path(name) for name in names])
         missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
         if missing:
             raise FsadError(f"Run {self}: cannot commit {', '.join(missing)}: no such file in {self.path}.")
-        fingerprint = self.fingerprint
         with self._listing():
-            listed = read_json(self.path / "products.json") or {}
+            listed = read_record(self.path / "products.json")
             for name, found in zip(names, hashes, strict=True):
                 listed[name] = {"sha256": found, "fingerprint": fingerprint}
             write_json(self.path / "products.json", listed)
@@ -694,9 +727,11 @@ class Run:
 
     def complete_with(self, provenance: dict[str, Any], files: Iterable[str] = ()) -> None:
         """The runner's last step: ``provenance.json``, then ``metrics.json``, then the leftovers are removed."""
-        result = read_json(self.path / "result.json") or {}
+        result = read_record(self.path / "result.json")
         write_json(self.path / "provenance.json", provenance | result.get("runtime", {}))
-        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files)}
+        made = {*self._listed(), *(p.relative_to(self.path).as_posix() for p in (self.path / "report").rglob("[!.]*"))}
+        products = sorted(name for name in made if (self.path / name).is_file())
+        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files), "products": products}
         write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
         self.sweep(partial=True)
 
@@ -723,6 +758,11 @@ class Run:
             except BlockingIOError:
                 raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
             yield
+
+
+def _exist(folder: Path, names: Any) -> bool:
+    """Whether a record's ``names`` are a list of files below ``folder``."""
+    return isinstance(names, list) and all(isinstance(name, str) and os.path.isfile(folder / name) for name in names)
 
 
 def _lives(pid: str) -> bool:
@@ -764,6 +804,8 @@ def _describe(run: Run) -> dict[str, Any]:
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),
     }
+    if i["dataset"] not in FIXED_NAMES and (run.stage, run.method) not in BLIND:  # products name the images
+        described["names"] = [_table(root, i["dataset"], c, run.data_root)[2] for c in run.categories]
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
     return described

@@ -1,6 +1,7 @@
-"""What no test may leave behind for the next one in the same process."""
+"""What no test may leave behind for the next one in the same process, and what several need."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,17 @@ def open_clip_registry():
     configs, paths = dict(factory._MODEL_CONFIGS), list(factory._MODEL_CONFIG_PATHS)
     yield
     factory._MODEL_CONFIGS, factory._MODEL_CONFIG_PATHS[:] = configs, paths
+
+
+@pytest.fixture
+def lock(monkeypatch):
+    """Makes a folder another user's: who runs the tests may be root, whom no permission stops."""
+    locked, stat, iterdir = set(), Path.stat, Path.iterdir
+
+    def refuse(path, folders):
+        if locked & set(folders):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", lambda self, **options: refuse(self, self.parents) or stat(self, **options))
+    monkeypatch.setattr(Path, "iterdir", lambda self: refuse(self, (self, *self.parents)) or iterdir(self))
+    return locked.add

@@ -270,3 +270,17 @@ def test_missing_models_are_named_before_anything_starts(project):
         stages.personalize(run)
     with pytest.raises(FsadError, match="shots|images"):
         stages.personalize(open_run(project, "10_personalize", shots=9))
+
+
+def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project, monkeypatch):
+    monkeypatch.setattr(stages, "load_models", lambda profile: pytest.fail("too late"))
+    shutil.copytree(project / "parts/gear", project / "parts/___", dirs_exist_ok=True)
+    with pytest.raises(FsadError, match="'___' gives no words"):
+        stages.personalize(open_run(project, "10_personalize", category="___"))
+    run = open_run(project, "10_personalize", overrides=f"{OVERRIDES},winclip.scales=[2,5]", seed=4)
+    with pytest.raises(FsadError, match="winclip.scales: found a window of 5 patches a side; expected at most 4, as many as clip has"):
+        stages.personalize(run)
+    weights = project / "data/models/mini/clip/open_clip_model.safetensors"
+    bare = f"{OVERRIDES},winclip.scales=[2,16],winclip_clip.checkpoint={weights},winclip_clip.architecture=ViT-B-16,clip.checkpoint={weights}"
+    with pytest.raises(FsadError, match="window of 16 patches .* at most 14, as many as winclip_clip has"):
+        stages.personalize(open_run(project, "10_personalize", overrides=bare, seed=4))

@@ -1,5 +1,7 @@
 """The four detectors over anomalib: our weights inside, equal steps, seeds, and a defect that stands out."""
 
+import io
+import sys
 import weakref
 
 import numpy as np
@@ -12,6 +14,7 @@ from fsad_lib import baselines
 from fsad_lib.baselines import _common as common
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
+from fsad_lib.progress import counter
 
 SIDE = 64
 
@@ -73,6 +76,21 @@ def test_seeded_draws_alike_and_leaves_the_callers_numbers_alone():
         with common.seeded(7):
             seen.append((float(torch.rand(1)), np.random.rand()))
     assert seen[0] == seen[1] and (torch.rand(1), np.random.rand()) == expected
+
+
+def test_progress_of_a_training_is_seen(monkeypatch):
+    """Only anomalib's own bar is hidden, and only while the coreset is chosen."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    baselines.make("reverse_distillation", backbone=backbone("resnet18", 64)).fit(torch.rand(2, 3, 64, 64), 2, progress=counter("train"))
+    assert "1/2" in screen.getvalue()
+    with common.quiet():
+        print("a bar", file=sys.stderr)
+    assert "a bar" not in screen.getvalue()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])

@@ -246,3 +246,14 @@ def test_names_that_are_not_utf8(tmp_path, place):
 def test_paths_that_cannot_be(path):
     report = check(path)
     assert found(report, "error", "cannot use the path") and len(str(report)) < 8000
+
+
+def test_a_locked_folder_is_named_and_the_others_are_checked(tmp_path, lock):
+    lock(mvtec_tree(mvtec_tree(tmp_path), "secret") / "secret")
+    report = check(tmp_path)
+    assert found(report, "error", "secret: cannot look into") and report.rows == [("nut", 5, 2, 3, 0, 3)]
+
+
+def test_a_mask_for_two_images_is_an_error(tmp_path):
+    picture(mvtec_tree(tmp_path) / "nut/test/scratch/001.jpg")
+    assert found(check(tmp_path), "error", "001_mask.png would serve two images")

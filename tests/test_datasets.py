@@ -144,6 +144,12 @@ def test_class_names():
     assert [datasets.class_name("btad", c) for c in datasets.categories("btad")] == list(btad.WORDS.values())
 
 
+@pytest.mark.parametrize("category", ["___", "- -", "a<b", "<c_n>"])
+def test_a_class_name_needs_words(category):
+    with pytest.raises(FsadError, match="gives no words for a prompt.*Rename it"):
+        datasets.class_name("folder", category)
+
+
 # ---------------------------------------------------------------- folder
 
 
@@ -187,6 +193,19 @@ def test_masks_are_paired_by_name_not_by_order(tmp_path):
     assert not datasets.has_masks(table)
 
 
+@pytest.mark.parametrize("twin", ["001.jpg", "001_mask.png"])
+def test_a_mask_serves_one_image(tmp_path, twin):
+    base = mvtec_tree(tmp_path) / "nut"
+    picture(base / "test/scratch" / twin)
+    with pytest.raises(FsadError, match=rf"001_mask.png would serve two images, \S*(001.png|{twin}) and \S*(001.png|{twin}); .*Rename"):
+        datasets.load("folder", "nut", tmp_path)
+    if twin == "001_mask.png":
+        picture(base / "ground_truth/scratch/001_mask_mask.png", 255)
+        assert datasets.has_masks(datasets.load("folder", "nut", tmp_path))
+    shutil.rmtree(base / "ground_truth")
+    assert len(datasets.load("folder", "nut", tmp_path)) == 11, "without masks nothing is mixed up"
+
+
 def test_unlabelled_images_lie_directly_in_test(tmp_path):
     for i in range(3):
         picture(tmp_path / "part/train/good" / f"{i}.png")
@@ -223,6 +242,22 @@ def test_a_link_to_nothing_is_named_not_skipped(tmp_path):
     table = datasets.load("folder", data_root=tmp_path)
     with pytest.raises(FsadError, match="image not found: .*gone.png"):
         datasets.read_images(table["path"], 16)
+
+
+def test_a_locked_folder_beside_the_category_is_in_nobodys_way(tmp_path, lock):
+    lock(mvtec_tree(mvtec_tree(tmp_path), "secret") / "secret")
+    assert len(datasets.load("folder", "nut", tmp_path)) == 10
+    assert datasets.categories("folder", tmp_path) == ["nut", "secret"]
+    for category in ("secret", None):
+        with pytest.raises(FsadError, match="cannot look into .*secret.*: Permission denied. Make the folder readable"):
+            datasets.load("folder", category, tmp_path)
+
+
+@pytest.mark.parametrize("dataset, category", [("folder", "bottle"), ("folder", None), ("mvtec_ad", "bottle"), ("btad", "01")])
+def test_a_locked_root_is_named(tmp_path, lock, dataset, category):
+    lock(mvtec_tree(btad_tree(tmp_path / "data"), "bottle"))
+    with pytest.raises(FsadError, match="cannot look into .*data.*: Permission denied. Make the folder readable"):
+        datasets.load(dataset, category, tmp_path / "data")
 
 
 def test_wrong_layouts_say_what_was_found(tmp_path):

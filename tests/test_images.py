@@ -233,3 +233,31 @@ def test_what_pillow_cannot_read_is_not_called_no_image(tmp_path):
     (tmp_path / "f64.tif").write_bytes((header + body).ljust(146, b"\0") + struct.pack("<d", 0.5))
     with pytest.raises(FsadError, match="64-bit float.*f64.tif"):
         datasets.read_image(tmp_path / "f64.tif", 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "AVIF", "JPEG2000", "ICO"])
+def test_a_foreign_format_is_refused_whatever_its_name(tmp_path, rgb, kind):
+    Image.fromarray(rgb).save(tmp_path / "a.png", kind)
+    with pytest.raises(FsadError, match="of a kind that is not read.*a.png"):
+        datasets.read_image(tmp_path / "a.png", 8)
+    with pytest.raises(FsadError, match="a.png"):
+        images.image_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind, suffix", [("PNG", "jpg"), ("JPEG", "png"), ("MPO", "jpg"), ("PPM", "pgm"), ("WEBP", "png"), ("TIFF", "bmp")])
+def test_the_content_counts_not_the_ending(tmp_path, rgb, kind, suffix):
+    Image.fromarray(rgb).save(tmp_path / f"a.{suffix}", kind)
+    assert datasets.read_image(tmp_path / f"a.{suffix}", 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("decoder failed")])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, rgb, monkeypatch, error):
+    from PIL import PngImagePlugin
+
+    def fail(_self):
+        raise error
+
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(FsadError, match=f"damaged or truncated image: .*a.png .{type(error).__name__}"):
+        datasets.read_image(tmp_path / "a.png", 8)

@@ -159,6 +159,18 @@ def test_an_empty_mask_stops_before_a_kernel_starts(home, monkeypatch):
     assert not pipeline._preflight(pipeline.plan("10_first_fake", given(home))[0].profile, [("folder", "part")], str(home / "mine"), "fake")
 
 
+@pytest.mark.parametrize("names, message", [(["test/good/gone.png"], "1 image, "), (["test/good/gone.png", "ground_truth/scratch/0.png"], "2 images, ")])
+def test_images_and_masks_that_lead_nowhere_stop_before_a_kernel_starts(home, monkeypatch, names, message):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    picture = home / "mine/part/test/scratch/1.png"  # without a mask, so that no mask is read
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    for name in names:
+        (home / "mine/part" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "mine/part" / name).symlink_to(home / "nowhere.png")
+    with pytest.raises(FsadError, match=f"cannot read {message}the first: .*gone.png; make them readable or remove them"):
+        pipeline.execute("10_first_fake", given(home))
+
+
 def test_a_linked_category_is_found_by_the_name_of_the_link(home):
     (home / "gear").symlink_to(home / "mine/part")
     run = pipeline.plan("10_first_fake", {"data_root": str(home / "gear"), "category": "gear"})[0]
@@ -405,6 +417,83 @@ def test_kill_9_loses_no_finished_run_and_the_next_call_goes_on(home):
     assert (home / "log.txt").read_text().count("10_first") == 1
 
 
+GRID = """\
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
+from fsad_lib import __main__, pipeline
+pipeline.STAGES["fake"] = ("10_first_fake", "40_last_fake")
+{execute}
+words = ["grid", "fake", "--dataset", "folder", "--category", "part", "other", "--shots", "2", "--jobs", "2", "--data-root", sys.argv[1]]
+sys.exit(__main__.main(words))
+"""
+SLEEP = """
+def execute(stage, params, **_):
+    print("started", stage, flush=True)
+    time.sleep({seconds})
+    print("ended", stage, flush=True)
+    return pipeline.Result(None, False, {seconds})
+pipeline.execute = execute
+"""
+
+
+def interrupted(home, execute, started):
+    """Exit status, output and seconds of a grid of two jobs that gets Ctrl-C once ``started()`` of its output is true."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with open(home / "out.txt", "w") as out:
+        process = subprocess.Popen([sys.executable, "-c", GRID.format(execute=execute), str(home / "mine")], env=environment, stdout=out, stderr=out, cwd=home)
+        deadline = time.monotonic() + 240
+        while not started((home / "out.txt").read_text()) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        status = process.wait(60)
+    return status, (home / "out.txt").read_text(), time.monotonic() - start
+
+
+@pytest.mark.parametrize("seconds", [1, 300])
+def test_ctrl_c_ends_a_grid_of_two_jobs_and_starts_no_further_stage(home, seconds):
+    status, text, took = interrupted(home, SLEEP.format(seconds=seconds), lambda text: text.count("started") == 2)
+    assert status == 130 and took < 20 and "interrupted: what is complete is kept" in text, text
+    assert text.count("started") == 2 and "40_last_fake" not in text and "FAILED" not in text and "Traceback" not in text, text
+
+
+def test_ctrl_c_ends_the_kernels_of_a_grid(home):
+    extra = "(log.parent / f'pid-{category}').write_text(str(os.getpid())); time.sleep(300)"
+    notebook(home / "notebooks", "40_last_fake", extra=extra)
+    status, text, took = interrupted(home, "", lambda _: all((home / f"pid-{c}").is_file() for c in ("part", "other")))
+    assert status == 130 and took < 20 and "FAILED" not in text, text
+    for category in ("part", "other"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((home / f"pid-{category}").read_text()), 0)
+        first, last = (pipeline.plan(n, given(home, category=category))[0] for n in pipeline.STAGES["fake"])
+        assert first.complete and not last.complete and not list(last.path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("tag", ["{seed}", "{", "{}", "}"])
+def test_braces_in_names_are_no_parameters(home, monkeypatch, tag):
+    from papermill.engines import papermill_engines
+
+    def engine(name, nb, **_):
+        pipeline.plan("10_first_fake", given(braced, tag=tag))[0].finish({})
+        return nb
+
+    braced = home / "{profile} {0}"
+    braced.mkdir()
+    for name in ("data", "mine", "notebooks"):
+        (home / name).rename(braced / name)
+    monkeypatch.setenv("FSAD_HOME", str(braced))
+    monkeypatch.setattr(papermill_engines, "execute_notebook_with_engine", engine)
+    run = pipeline.execute("10_first_fake", given(braced, tag=tag)).run
+    assert run.complete and run.path.name.endswith(f"_{tag}") and (run.path / "notebook.ipynb").is_file()
+    assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
+
+
+@pytest.mark.parametrize("name", ["..", "a..b", ".hidden", "x" * 200])
+def test_a_notebook_whose_name_could_leave_its_folder_is_refused(home, name):
+    with pytest.raises(FsadError, match="notebook: found"):
+        pipeline.execute(notebook(home, "00_x", body="1").rename(home / f"{name}.ipynb"))
+
+
 def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     path = notebook(home / "notebooks", "50_figures_adp", 'profile: str = "mini"  # which runs\n', body="x = 1")
 
@@ -425,6 +514,53 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     assert pipeline.execute("50_figures_adp").skipped
     notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 2")
     assert not pipeline.execute("50_figures_adp").skipped
+
+
+def test_a_lost_product_is_made_again_and_the_others_stay(home, monkeypatch):
+    made = []
+
+    def stub(path, output, params, run, *_):
+        for name in ("a.txt", "b.txt"):
+            if not run.has(name):
+                made.append(name)
+                with run.writing(name) as temporary:
+                    temporary.write_text(name)
+        Path(output).write_text("{}")
+        run.finish({})
+
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    run = pipeline.execute("10_first_fake", given(home)).run
+    assert pipeline.execute("10_first_fake", given(home)).skipped
+    (run.path / "b.txt").unlink()
+    assert not pipeline.execute("10_first_fake", given(home)).skipped and made == ["a.txt", "b.txt", "b.txt"]
+
+
+def test_figures_that_others_write_meanwhile_are_neither_missed_nor_listed(home, monkeypatch):
+    figures = home / "figures/partial"
+    figures.mkdir(parents=True)
+    for name in (".tmp-1-a-x.png", "gone.png", "there.png"):
+        (figures / name).write_text(name)
+    original = Path.stat
+
+    def stat(path, **more):
+        if path.name == "gone.png":
+            raise FileNotFoundError(path)
+        return original(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert list(pipeline._figures()) == ["figures/partial/there.png"]
+
+
+def test_only_notebooks_of_figures_look_at_the_figures(home, monkeypatch):
+    def stub(path, output, params, run, *_):
+        Path(output).write_text("{}")
+        run.finish({})
+
+    notebook(home / "notebooks", "00_tour", 'profile: str = "mini"  # which models\n', body="x = 1")
+    monkeypatch.setattr(pipeline, "_papermill", stub)
+    monkeypatch.setattr(pipeline, "_figures", lambda: pytest.fail("the figures were looked at"))
+    for name, params in (("10_first_fake", given(home)), ("00_tour", {})):
+        assert pipeline.execute(name, params).run.complete
 
 
 # the command line
@@ -505,3 +641,26 @@ def test_the_grid_behind_each_methods_tables():
         load_profile("mini", text or None)
     with pytest.raises(FsadError, match="Unknown method 'patchcore'"):
         pipeline.grids("patchcore")
+
+
+def in_parameters_cell(source):
+    return json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"cells": [3]}',
+        '{"cells": [{"cell_type": "code", "metadata": null, "source": ""}]}',
+        "[" * 5000,
+        in_parameters_cell("x: int = ("),
+        in_parameters_cell("x: int = 1\n  y: int = 2"),
+        in_parameters_cell("x: str = '''"),
+        in_parameters_cell("x: int = 1\0"),
+    ],
+)
+def test_a_malformed_notebook_is_named(home, text):
+    path = home / "notebooks" / "mine.ipynb"
+    path.write_text(text)
+    with pytest.raises(FsadError, match="mine.ipynb"):
+        pipeline.parameters(path)

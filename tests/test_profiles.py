@@ -40,11 +40,53 @@ def test_profiles_have_the_same_keys_and_differ_in_values():
         ("anomalysd.scales=[2,200]", "anomalysd: found scales of 200 cells a side; expected at most 128"),
         ("winclip.scales=[]", "winclip.scales: .*at least 1 item"),
         ("adp.prompts_tuning=[]", "adp.prompts_tuning: .*at least 1 item"),
+        ("adp.alpha=true", "adp.alpha: found True; true and false .* no value"),
+        ("adp.steps_ti=true", "adp.steps_ti: found True; true and false"),
+        ("adp.crop_scale=[0.5,yes]", "adp.crop_scale: found .0.5, True.; true and false"),
+        ("tgvig.shift=no", "tgvig.shift: found False; true and false"),
+        (f"adp.n_pseudo={10**30}", "adp.n_pseudo: found 10*; input should be less than or equal to 10000000"),
+        ("adp.steps_ti=10000001", "adp.steps_ti: .*less than or equal to 10000000"),
+        (f"adp.alpha=0x{'f' * 5000}", "adp.alpha: found a number of thousands of digits"),
+        ("adp.prompts_pseudo=[a photo of a <c_a>]", "adp.prompts_pseudo: .*the learned word <c_a> does not exist .*none of the form"),
+        ("adp.prompts_tuning=[a <c_b> beside a <c_a>]", "adp.prompts_tuning: .*the learned word <c_b> does not exist .*only <ti>, <c_n>, <c_a>"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(overrides, word):
     with pytest.raises(FsadError, match=word):
         load_profile("mini", overrides)
+
+
+@pytest.mark.parametrize(
+    "value", ["[1", "9999-99-99", "0b_", "!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "9" * 5000, "[" * 3000], ids=lambda value: value[:12]
+)
+def test_what_yaml_cannot_read_is_named_and_cut(value):
+    with pytest.raises(FsadError, match="the value of 'adp.alpha' is not valid YAML: ") as caught:
+        parse_overrides(f"adp.alpha={value}")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_long_key_is_cut():
+    with pytest.raises(FsadError, match="no key 'xx") as caught:
+        load_profile("mini", f"{'x' * 5000}=1")
+    assert len(str(caught.value)) < 6000, "the valid keys, and not the key found"
+    with pytest.raises(FsadError, match="expected key=value") as caught:
+        parse_overrides("x" * 5000)
+    assert len(str(caught.value)) < 300
+
+
+def test_truth_values_stand_where_they_are_asked_for():
+    profile = load_profile("mini", "anomalysd.packed=false,tgvig.gradient_checkpointing=yes")
+    assert profile.anomalysd.packed is False and profile.tgvig.gradient_checkpointing is True
+
+
+def test_placeholders_are_told_as_the_text_encoder_does():
+    from fsad_lib import profiles
+    from fsad_lib.adp.stages import WORDS
+    from fsad_lib.foundation.tokens import PLACEHOLDER
+
+    assert profiles._PLACEHOLDER.pattern == PLACEHOLDER.pattern
+    assert set(profiles._CONCEPTS) == set(WORDS.values()) - {"object"}
+    assert load_profile("mini", "adp.prompts_tuning=[a damaged <c_n>, a < b]").adp.prompts_tuning == ("a damaged <c_n>", "a < b")
 
 
 def test_overrides_keep_commas_inside_values():

@@ -127,6 +127,31 @@ def test_the_same_data_and_models_elsewhere_give_the_same_fingerprint(home):
     assert runs.open_run("10_fake", "test", data_root=str(home / "moved"), **CELL).fingerprint == first
 
 
+@pytest.mark.parametrize("method, judging", [("adp", "40_evaluate"), ("anomalysd", "21_synthesize"), ("anomalysd", "41_evaluate"), ("tgvig", "42_evaluate")])
+def test_swapped_test_images_repeat_what_names_them_and_no_training(home, method, judging):
+    def fingerprints():
+        runs.forget_inputs()
+        given = CELL | {"data_root": str(home / "mine")}
+        return {stage: runs.open_run(stage, method, **given).fingerprint for stage in (judging, *runs.UPSTREAM[judging, method])}
+
+    shutil.copy(home / "mine/part/test/good/0.png", home / "mine/part/test/good/1.png")
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(home / "mine/part/test/good/0.png")
+    before = fingerprints()
+    good = home / "mine/part/test/good"
+    (good / "0.png").rename(good / "x.png")
+    (good / "1.png").rename(good / "0.png")
+    (good / "x.png").rename(good / "1.png")
+    after = fingerprints()
+    assert {stage for stage in before if before[stage] != after[stage]} == {judging} | ({"21_synthesize"} & before.keys())
+
+
+def test_every_stage_of_a_method_is_known_to_judge_or_not():
+    from fsad_lib.pipeline import STAGES
+
+    stages = {tuple(name.rsplit("_", 1)) for names in STAGES.values() for name in names}
+    assert stages - runs.BLIND == {("40_evaluate", "adp"), ("21_synthesize", "anomalysd"), ("41_evaluate", "anomalysd"), ("42_evaluate", "tgvig")}
+
+
 def test_recognising_a_complete_run_is_cheap(home):
     finish(opened(home))
     assert opened(home).complete
@@ -308,6 +333,73 @@ def test_broken_json_reads_as_nothing(tmp_path):
     assert runs.read_json(tmp_path / "a") is None and runs.read_json(tmp_path / "b") is None
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "3", "[1]", '{"rows.json": 5}', '{"rows.json": {"sha256": [], "fingerprint": "x"}}'])
+def test_a_broken_record_is_simply_not_complete(home, text):
+    run = opened(home)
+    with run.writing("rows.json") as temporary:
+        temporary.write_text("[]")
+    finish(run)
+    for name in ("products.json", "metrics.json", "result.json"):
+        (run.path / name).write_text(text)
+    again = opened(home)
+    assert not again.has("rows.json") and not again.complete
+    again.complete_with({})
+    again.commit("rows.json")
+    assert again.has("rows.json")
+
+
+@pytest.mark.parametrize("lost", ["rows.json", "report/report.md", "report/heatmaps/1.png"])
+def test_a_run_without_what_it_made_is_not_complete(home, lost):
+    run = opened(home)
+    with run.writing("rows.json") as temporary:
+        temporary.write_text("[]")
+    for name in ("report/report.md", "report/heatmaps/1.png"):
+        with runs.replacing(run.path / name) as temporary:
+            temporary.write_text(name)
+    (run.path / "report" / ".tmp-1-a-report.md").write_text("of a process that was killed")
+    finish(run)
+    assert run.metrics["products"] == ["report/heatmaps/1.png", "report/report.md", "rows.json"]
+    assert opened(home).complete
+    (run.path / lost).unlink()
+    assert not opened(home).complete
+    finish(opened(home))
+    assert opened(home).complete, "what no stage makes any more is not waited for"
+
+
+def test_a_run_recorded_before_products_were_listed_stays_complete(home):
+    run = opened(home)
+    finish(run)
+    runs.write_json(run.path / "metrics.json", {name: value for name, value in run.metrics.items() if name != "products"})
+    assert opened(home).complete
+
+
+@pytest.mark.parametrize("files", [None, [None], [3], "abc", {}, ["x" * 5000], ["a\0b"]])
+def test_a_record_with_other_than_names_of_files_is_not_complete(home, files):
+    run = opened(home)
+    finish(run)
+    for field in ("files", "products"):
+        runs.write_json(run.path / "metrics.json", run.metrics | {"files": [], "products": [], field: files})
+        assert not opened(home).complete
+
+
+@pytest.mark.parametrize("entry", [None, [], [1, 2], "abc", [None, None, "a", 1], {}, [1, 2, "a" * 64]])
+def test_a_broken_memory_of_hashes_is_filled_again(home, monkeypatch, entry):
+    first = opened(home).fingerprint
+    path = home / "data/runs/.cache/sha256.json"
+    runs.write_json(path, dict.fromkeys(runs.read_json(path), entry))
+    monkeypatch.setattr(runs, "file_hashes", runs._HashCache())
+    runs.forget_inputs()
+    assert opened(home).fingerprint == first
+
+
+def test_a_file_changed_behind_its_old_date_is_hashed_again(home):
+    image = home / "mine/part/test/scratch/0.png"
+    before, stat = runs.file_hashes([image]), image.stat()
+    image.write_bytes(bytes(reversed(image.read_bytes())))
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert runs.file_hashes([image]) != before
+
+
 # code hashes
 
 PACKAGE = {
@@ -387,3 +479,18 @@ def test_the_hash_is_remembered_until_a_file_changes(package, monkeypatch):
 def test_import_cycles_end(package):
     folder = package(deep__base="from pack import maths\nTWO = 2\n")
     assert runs.code_hash("pack.stages:first", package=folder)
+
+
+@pytest.mark.parametrize("home", ["~nosuchuser/x", "/" + "a" * 5000])
+def test_a_project_folder_that_cannot_be_is_named(monkeypatch, home):
+    monkeypatch.setenv("FSAD_HOME", home)
+    with pytest.raises(FsadError, match="FSAD_HOME is"):
+        runs.project_root()
+
+
+def test_a_project_folder_of_links_in_a_circle_is_named(monkeypatch, tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path / "a" / "x"))
+    with pytest.raises(FsadError, match="FSAD_HOME is"):
+        runs.project_root()

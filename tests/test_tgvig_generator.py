@@ -148,3 +148,14 @@ def test_every_original_has_its_own_distribution():
     distance = [(made[3 * k : 3 * k + 3] - vqgan.reconstruct(x[k : k + 1])).abs().mean() for k in range(3)]
     assert all(d < (made[3 * k : 3 * k + 3] - mixed).abs().mean() for k, d in enumerate(distance))
     assert not torch.allclose(synthesize(vqgan, x, 7, n=4, quantized=False), made, atol=1e-3)
+
+
+def test_where_all_codes_agree_the_root_of_rounding_errors_sends_no_gradient():
+    """Codes that agree, behind the straight-through sum, differ by rounding: a variance above 0, whose root would have a gradient of any size."""
+    draw = torch.Generator().manual_seed(0)
+    z_q, z = torch.randn(1, 64, 4, 4, generator=draw), torch.randn(16, 64, 4, 4, generator=draw).requires_grad_()
+    d = latent_distribution(z + (z_q - z).detach())
+    assert 0 < d.variance.max() < 1e-12, "rounding, and nothing else"
+    (found,) = torch.autograd.grad(sample(d, 3, 0).sum(), z, retain_graph=True)
+    (mean,) = torch.autograd.grad(3 * d.mean.sum(), z)
+    assert torch.allclose(found, mean, atol=1e-6)

@@ -31,7 +31,8 @@ from fsad_lib.adp.prompts import embed, templates
 from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import CLIP, load_clip
+from fsad_lib.foundation.clip import CLIP, load_clip, patch_grid
+from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints
@@ -113,21 +114,30 @@ def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Dif
     return load_diffusion(checkpoint, clip, device, image_size)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def clip_model(profile: Any) -> CLIP:
     """ADP's CLIP alone: all that judging needs, so that the diffusion model and its library stay unread."""
     missing_checkpoints(profile, ("clip",))
-    return _clip(str(profile.path("clip")), profile.clip.architecture, _device())
+    return _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
 
 
 def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     """ADP's CLIP and diffusion model of a profile, read once a process, on the GPU if there is one."""
     missing_checkpoints(profile, ("clip", "diffusion"))
-    clip = _clip(str(profile.path("clip")), profile.clip.architecture, _device())
-    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, _device())
+    clip = _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
+    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device())
+
+
+def _check_inputs(run: Run) -> None:
+    """The run's own check, and what else only the last stage would notice: a product without words, windows larger than a CLIP's grid."""
+    run.check_inputs()
+    datasets.class_name(run.dataset, run.category)
+    p = run.profile
+    for section in ("clip", "winclip_clip"):
+        grid, largest = patch_grid(p.path(section), getattr(p, section).architecture), max(p.winclip.scales)
+        if grid is not None and largest > grid:
+            raise FsadError(
+                f"winclip.scales: found a window of {largest} patches a side; expected at most {grid}, as many as {section} has. Lower it."
+            )
 
 
 # -------------------------------------------------------------------- pseudo-anomalies on disk
@@ -161,7 +171,7 @@ def personalize(run: Run) -> Personalized:
         run: a run of stage "10_personalize"; its profile's section ``adp`` holds all hyper-parameters.
     """
     adp, made = run.profile.adp, ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
-    run.check_inputs()
+    _check_inputs(run)
     paths = run.shot_paths()
     x = datasets.read_images(paths, run.profile.diffusion.image_size)
     if not run.has(*made):
@@ -217,7 +227,7 @@ def synthesize(run: Run) -> Synthesized:
         run: a run of stage "20_synthesize".
     """
     adp, made = run.profile.adp, ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
-    run.check_inputs()
+    _check_inputs(run)
     label = datasets.class_name(run.dataset, run.category)
     if not run.has(*made):
         clip, diffusion = load_models(run.profile)
@@ -282,7 +292,7 @@ def evaluate(run: Run) -> Evaluated:
         run: a run of stage "40_evaluate".
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
-    run.check_inputs()
+    _check_inputs(run)
     if not run.has(*made):
         test = run.table().query("split == 'test'").reset_index(drop=True)
         scores, maps, pixel = _score(run, test)
@@ -309,7 +319,7 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
     from fsad_lib.winclip.detector import WinCLIP, upsample
     from fsad_lib.winclip.windows import extract
 
-    p, device = run.profile, _device()
+    p, device = run.profile, best_device()
     if test.empty:
         raise FsadError(
             f"no test images in {run.dataset}/{run.category}; put the images to judge into its test/ folder."

@@ -204,7 +204,7 @@ def _resume(
     if checkpoint is None or not Path(checkpoint).is_file():
         return []
     try:
-        state = torch.load(checkpoint, map_location=parameters[0].device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)  # Adam's step counts belong there; moments follow their parameters
         key_found, rows = state["key"], state["rows"]
     except Exception as error:
         raise FsadError(f"{checkpoint} is not a readable checkpoint ({error}). Delete it and run again.") from error

@@ -33,6 +33,7 @@ from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_pro
 from fsad_lib.anomalysd.score import fuse, image_score
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
 from fsad_lib.metrics import metric_rows, pixel_metrics
@@ -108,10 +109,6 @@ class Evaluated:
 
 
 # -------------------------------------------------------------------- models
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @lru_cache(maxsize=2)
 def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
     from fsad_lib.foundation.clip import load_clip
@@ -123,7 +120,7 @@ def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
     """The inpainting model and the perceptual distance of a profile, on the GPU if there is one; anew at each call, since fine-tuning
     changes the model in place."""
     missing_checkpoints(profile, sections("anomalysd", profile))
-    folder, device = profile.path("inpainting"), _device()
+    folder, device = profile.path("inpainting"), best_device()
     shared = not (folder / "text_encoder").is_dir()
     clip = _clip(str(profile.path("clip")), profile.clip.architecture, device) if shared else None
     model = load_inpainting(folder, clip, device, profile.inpainting.image_size)
@@ -211,7 +208,7 @@ def build_detector(run: Run, **changes: Any) -> AnomalySD:
 
     p, a = run.profile, run.profile.anomalysd
     model, lpips = load_tuned(run)
-    backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=_device())
+    backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=best_device())
     categories = {}
     for name in run.categories:
         prompt = inference_prompt(hierarchy(run.dataset, name, parts=dict(a.parts)), a.prompt_levels)
@@ -342,7 +339,7 @@ class _Judge:
         from fsad_lib.patch_memory import PatchMemory
         from fsad_lib.winclip.detector import WinCLIP
 
-        p, device = self.run.profile, _device()
+        p, device = self.run.profile, best_device()
         clip = _clip(str(p.path("winclip_clip")), p.winclip_clip.architecture, device)
         backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
         winclip, patches = {}, {}

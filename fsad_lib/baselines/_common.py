@@ -46,18 +46,20 @@ def check_training(x: Tensor, steps: int | None = None) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's and numpy's global random numbers from a seed, and put back afterwards; anomalib draws from both.
-
-    Progress bars, which anomalib draws on stderr, are swallowed.
-    """
+    """torch's and numpy's global random numbers from a seed, and put back afterwards; anomalib draws from both."""
     state = np.random.get_state()
-    with torch.random.fork_rng(), contextlib.redirect_stderr(io.StringIO()):
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         try:
             yield
         finally:
             np.random.set_state(state)
+
+
+def quiet() -> contextlib.redirect_stderr:
+    """Without the progress bar that anomalib's coreset draws on stderr."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def stages_of(backbone: Backbone, strides: tuple[int, ...]) -> list[int]:

@@ -7,7 +7,16 @@ from anomalib.models.components.sampling import KCenterGreedy
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor
 
-from fsad_lib.baselines._common import Progress, check_training, fitted, infer, seeded, stages_of, use_weights
+from fsad_lib.baselines._common import (
+    Progress,
+    check_training,
+    fitted,
+    infer,
+    quiet,
+    seeded,
+    stages_of,
+    use_weights,
+)
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 
@@ -68,7 +77,7 @@ class PatchCore:
         seen = torch.vstack(model.embedding_store)
         model.embedding_store.clear()
         keep = min(self.coreset_size or max(1, int(self.coreset * len(seen))), len(seen))
-        with seeded(seed):
+        with seeded(seed), quiet():
             sampler = _Coreset(seen, 1.0)
             sampler.coreset_size = keep
             model.memory_bank = seen if keep == len(seen) else sampler.sample_coreset()

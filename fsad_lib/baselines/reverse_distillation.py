@@ -32,7 +32,7 @@ class ReverseDistillation:
     Args:
         backbone: weights and image size, one of `NETWORKS`: anomalib builds bottleneck and decoder as mirrors of a network that
             it knows by NAME, so another cannot be used. The image size has to be a multiple of 32.
-        lr: of Adam (betas 0.5 and 0.99). batch_size: images a step. Both as anomalib's and the paper's.
+        lr: of Adam. batch_size: images a step. Both as anomalib's and the paper's; Adam's betas, 0.5 and 0.99, are anomalib's.
 
     Raises:
         FsadError: another network, an image size that does not fit, or values out of range.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsad_lib.datasets import btad, elpv, folder, mvtec_ad, mvtec_loco, visa
-from fsad_lib.datasets._common import absolute, safe_name, unknown
+from fsad_lib.datasets._common import absolute, looking_into, safe_name, unknown
 from fsad_lib.datasets.images import read_image, read_images, read_mask, read_masks
 from fsad_lib.errors import FsadError
 
@@ -82,7 +82,8 @@ def categories(dataset: str, data_root: str | Path | None = None) -> list[str]:
 
         return sorted(minifab.CATEGORIES[_SPLITS[dataset]])
     if dataset == "folder":
-        return folder.categories(_root(dataset, data_root))
+        with looking_into(root := _root(dataset, data_root)):
+            return folder.categories(root)
     return list({"elpv": elpv, **_ON_DISK}[dataset].CATEGORIES)
 
 
@@ -94,6 +95,9 @@ def class_name(dataset: str, category: str) -> str:
     ('metal nut', 'macaroni', 'solar cell')
     >>> class_name("mvtec_loco", "juice_bottle"), class_name("btad", "02")
     ('juice bottle', 'wooden surface')
+
+    Raises:
+        FsadError: a category that is no plain name, has no word in it, or "<" or ">", which mark learned words in prompts.
     """
     _known(dataset)
     safe_name("category", category)
@@ -102,6 +106,8 @@ def class_name(dataset: str, category: str) -> str:
     if dataset == "btad" and category in btad.WORDS:
         return btad.WORDS[category]
     words = re.sub(r"[\s_\-]+", " ", category).strip()
+    if not words or "<" in words or ">" in words:
+        raise FsadError(f"category {category!r} gives no words for a prompt; expected a name with a letter or digit, without '<' and '>'. Rename it.")
     return re.sub(r"\d+$", "", words) if dataset == "visa" else words
 
 
@@ -123,11 +129,10 @@ def load(dataset: str, category: str | None = None, data_root: str | Path | None
     if dataset == "elpv":
         return elpv.load(category)
     root = _root(dataset, data_root)
-    if dataset == "folder":
-        return folder.load(root, category)
     if dataset in _SPLITS:
         return _load_minifab(dataset, category, root)
-    return _ON_DISK[dataset].load(root, category)
+    with looking_into(root):
+        return {"folder": folder, **_ON_DISK}[dataset].load(root, category)
 
 
 def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.DataFrame:

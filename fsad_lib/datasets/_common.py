@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,28 +45,29 @@ def _named(path: Path) -> Path:
     return path
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images directly inside `folder`, sorted by name; empty when the folder is missing."""
+@contextlib.contextmanager
+def looking_into(folder: Path) -> Iterator[None]:
+    """Within the block, a folder that cannot be looked into is named by a FsadError."""
     try:
-        return sorted(_named(p) for p in folder.iterdir() if is_image(p))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        yield
     except OSError as error:
         raise FsadError(
-            f"cannot list {folder}: {error.strerror or error}. Make the folder readable."
+            f"cannot look into {error.filename or folder}: {error.strerror or error}. Make the folder readable."
         ) from error
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly inside `folder`, sorted by name; empty when the folder is missing."""
+    with looking_into(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(_named(p) for p in folder.iterdir() if is_image(p))
+    return []
 
 
 def list_folders(folder: Path) -> list[Path]:
     """The visible folders directly inside `folder`, sorted by name; empty when the folder is missing."""
-    try:
+    with looking_into(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(_named(p) for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise FsadError(
-            f"cannot list {folder}: {error.strerror or error}. Make the folder readable."
-        ) from error
+    return []
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> FsadError:

@@ -10,7 +10,7 @@ Expected tree (`<root>` may also be one category itself)::
 
 The simplest layout is accepted too: ``<root>/good/*.png`` and, beside ``good``, a folder ``test`` or the images to judge.
 
-Masks are paired by name, never by order. Any image format that Pillow reads will do.
+Masks are paired by name, never by order. Images are PNG, JPEG, TIFF, BMP, WebP, PGM, PPM or GIF.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ def train_folder(category: Path) -> Path | None:
     return None
 
 
+def category_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` with normal images, by name. One that cannot be looked into counts: whoever reads it is told, and the
+    others can be used."""
+
+    def counts(folder: Path) -> bool:
+        try:
+            return train_folder(folder) is not None
+        except OSError:
+            return True
+
+    return {p.name: p for p in list_folders(root) if counts(p)}
+
+
 def categories(root: str | Path) -> list[str]:
     """The categories found in `root`, sorted; `root`'s own name when it is one category itself."""
     root = absolute(root)
@@ -66,7 +79,7 @@ def _folders(root: Path) -> dict[str, Path]:
         raise FsadError(f"no folder {root}.\n{TREE}")
     if train_folder(root):
         return {root.name or "root": root}
-    found = {p.name: p for p in list_folders(root) if train_folder(p)}
+    found = category_folders(root)
     if not found:
         inner = ", ".join(p.name for p in list_folders(root)[:8]) or "no folder"
         raise FsadError(f"no category in {root}: found {inner}, but no train/good inside.\n{TREE}")
@@ -79,11 +92,23 @@ def mask_of(image: Path, ground_truth: Path) -> Path | None:
 
 
 def pair_masks(images: list[Path], ground_truth: Path) -> dict[Path, Path | None]:
-    """Every image's mask in the folder `ground_truth`, or None; see `mask_of`."""
+    """Every image's mask in the folder `ground_truth`, or None; see `mask_of`.
+
+    Raises:
+        FsadError: one mask for two images, such as x.png and x.jpg, or x.png and x_mask.png.
+    """
     by_stem: dict[str, Path] = {}
     for mask in sorted(list_images(ground_truth), key=lambda p: (p.suffix.lower() != ".png", p.name)):
         by_stem.setdefault(mask.stem, mask)
-    return {p: by_stem.get(p.stem + "_mask", by_stem.get(p.stem)) for p in images}
+    pairs = {p: by_stem.get(p.stem + "_mask", by_stem.get(p.stem)) for p in images}
+    owner: dict[Path, Path] = {}
+    for image, mask in pairs.items():
+        if mask is not None and (other := owner.setdefault(mask, image)) != image:
+            raise FsadError(
+                f"the mask {mask} would serve two images, {other} and {image}; expected one mask for each. "
+                "Rename one of them and give it a mask of its own name, or remove the one that is no image to judge."
+            )
+    return pairs
 
 
 def rows_of(category: Path, name: str) -> list[tuple]:

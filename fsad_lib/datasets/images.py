@@ -29,18 +29,23 @@ if TYPE_CHECKING:
 
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")  # what the endings of _common.IMAGE_SUFFIXES stand for; JPEG is MPO, PPM is PGM too
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Pillow's image, without its warning at large ones: a big scan is no attack, and what is too big is refused."""
+    """Pillow's image, without its warning at large ones: a big scan is no attack, and what is too big is refused.
+
+    Pillow goes by the content, so the formats are named: whatever a file is called, an EPS would start Ghostscript, and the readers of
+    rarer formats fail in ways of their own.
+    """
     import warnings
 
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             yield image
 
 
@@ -67,7 +72,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise FsadError(f"no permission to read {path}. Make the file readable.") from None
     except UnidentifiedImageError:
         raise FsadError(
-            f"not an image, or a kind of it that Pillow cannot read (64-bit float): {path} ({_size(path)} bytes). Expected PNG, JPEG, TIFF, BMP, WebP, PGM or GIF; replace or remove it."
+            f"not an image, or of a kind that is not read (EPS, AVIF, JPEG 2000, 64-bit float): {path} ({_size(path)} bytes). "
+            "Expected PNG, JPEG, TIFF, BMP, WebP, PGM or GIF, whatever the name ends in; convert or remove it."
         ) from None
     except Image.DecompressionBombError as error:
         raise FsadError(f"image too large: {path}: {error}. Scale it down first.") from None
@@ -78,6 +84,8 @@ def open_image(path: str | Path) -> Image.Image:
         EOFError,
         IndexError,
         KeyError,
+        MemoryError,  # sizes that a damaged file claims
+        RuntimeError,
         struct.error,
         zlib.error,
     ) as error:
@@ -195,7 +203,7 @@ def lossy_format(path: str | Path) -> str:
         if image.format == "WEBP":
             with open(path, "rb") as file:
                 return "" if file.read(16)[12:] == b"VP8L" else "lossy WebP"
-        return image.format if image.format in ("JPEG", "MPO", "JPEG2000", "AVIF") else ""
+        return image.format if image.format in ("JPEG", "MPO") else ""
 
 
 def mask_array(path: str | Path) -> np.ndarray:

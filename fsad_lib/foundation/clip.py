@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
-__all__ = ["CLIP", "END_OF_TEXT", "expand_token_rows", "load_clip"]
+__all__ = ["CLIP", "END_OF_TEXT", "expand_token_rows", "load_clip", "patch_grid"]
 
 END_OF_TEXT = 49407
 WEIGHTS = (
@@ -328,6 +328,21 @@ def load_clip(
         ) from error
     kwargs = {key: preprocess[key] for key in ("mean", "std") if preprocess.get(key)}
     return CLIP(model.to(device), **kwargs)
+
+
+def patch_grid(checkpoint: str | Path, architecture: str | None = None) -> int | None:
+    """Side of the patch grid that :func:`load_clip` would find, without reading weights; None where it cannot be told in advance.
+
+    >>> patch_grid("/models/vit-h.safetensors", "ViT-H-14"), patch_grid("/models/vit-h.safetensors")
+    (16, None)
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        config = _read_config(path / "open_clip_config.json")["model_cfg"]
+    elif (config := open_clip.get_model_config(architecture) if architecture else None) is None:
+        return None
+    size, patch = (config["vision_cfg"].get(*key) for key in (("image_size", 224), ("patch_size", 16)))  # open_clip's own defaults
+    return size // patch if isinstance(size, int) and isinstance(patch, int) and patch > 0 else None
 
 
 def expand_token_rows(rows: Tensor, ids: Tensor, vocab_size: int) -> Tensor:

@@ -39,6 +39,7 @@ __all__ = [
 
 CONTEXT = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
+SLICED = 512  # from this side on the VAE works on one image at a time: a batch of 8 would take more memory than all the rest
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -90,6 +91,8 @@ class Diffusion:
         sample = unet.config.sample_size
         self.image_size = int(image_size or (sample if isinstance(sample, int) else sample[0]) * self.factor)
         self._check()
+        if self.image_size >= SLICED:
+            vae.enable_slicing()
         self._pipes: dict[str, Any] = {}
         self._empty: Tensor | None = None
 

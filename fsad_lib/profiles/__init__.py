@@ -26,12 +26,15 @@ from pydantic_core import PydanticCustomError
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root
 
-Positive = Annotated[int, Field(gt=0)]
-Steps = Annotated[int, Field(ge=0)]
+LARGEST = 10_000_000
+"""No count, number of steps or size is greater: a slip of the finger is refused now, not when memory or time runs out."""
+
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Steps = Annotated[int, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
-AtLeast2 = Annotated[int, Field(ge=2)]
+AtLeast2 = Annotated[int, Field(ge=2, le=LARGEST)]
 DatasetName = Literal["minifab", "minifab_dev", "elpv", "mvtec_ad", "visa", "mvtec_loco", "btad", "folder"]
 
 
@@ -57,14 +60,40 @@ def _at_least_one_step(steps: int, strength: float | None) -> int:
     return steps
 
 
+def _without_placeholders(prompts: tuple[str, ...], known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Refuse learned words that will have no vector when the prompts are used, which is after a training."""
+    found = {word for prompt in prompts for word in _PLACEHOLDER.findall(prompt)} - set(known)
+    if found:
+        text = "the learned word {found} does not exist when these prompts are used; expected {known}"
+        context = {"found": ", ".join(sorted(found)), "known": f"only {', '.join(known)}" if known else "none of the form <...>"}
+        raise PydanticCustomError("placeholder", text, context)
+    return prompts
+
+
+def _with_concepts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    return _without_placeholders(prompts, _CONCEPTS)
+
+
+_PLACEHOLDER = re.compile(r"<[A-Za-z0-9_*\-]+>")  # as foundation.tokens, which would import torch
+_CONCEPTS = ("<ti>", "<c_n>", "<c_a>")  # what the first stage of ADP learns
 Range = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Scales = Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
-Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
+Prompts = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_without_placeholders)]
+PromptsWithConcepts = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_with_concepts)]
 TestImages = AtLeast2 | tuple[tuple[DatasetName, AtLeast2], ...] | None
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false, which pydantic would take for 1 and 0, wherever they are not asked for."""
+        asked = cls.model_fields[info.field_name].annotation is bool
+        if not asked and any(isinstance(v, bool) for v in (value, *(value if isinstance(value, list | tuple) else ()))):
+            raise PydanticCustomError("truth", "true and false (in YAML also yes, no, on, off) are no value of this key")
+        return value
 
 
 class Clip(_Model):
@@ -112,7 +141,7 @@ class Adp(_Model):
     crop_scale: Range
     visual_weight: AtLeast0
     prompts_pseudo: Prompts
-    prompts_tuning: Prompts
+    prompts_tuning: PromptsWithConcepts
 
     @field_validator("num_inference_steps")
     @classmethod
@@ -163,7 +192,7 @@ class Anomalysd(_Model):
     image_share: Annotated[float, Field(ge=0, le=1)]
     sigma: AtLeast0
     epsilon: Above0
-    perceptual_size: Annotated[int, Field(ge=31)] | None
+    perceptual_size: Annotated[int, Field(ge=31, le=LARGEST)] | None
     batch_size: Positive
     test_images: TestImages = None
 
@@ -199,19 +228,20 @@ class Tgvig(_Model):
     farthest: Annotated[float, Field(ge=0, lt=1)]
     iterations: Positive
     images: Positive
-    augmented: Annotated[int, Field(ge=2)]
+    augmented: AtLeast2
     lam: AtLeast0
     lr: Above0
     variance: Literal["estimated", "unit", "none"]
     quantized: bool
     update_discriminator: bool
+    gradient_checkpointing: bool = False
     weights: tuple[AtLeast0, AtLeast0, AtLeast0]
     augmentation: Literal["aligned", "flips"]
     brightness: Annotated[float, Field(ge=0, lt=1)]
     contrast: Annotated[float, Field(ge=0, lt=1)]
     colour: Annotated[float, Field(ge=0, lt=1)]
     gamma: Annotated[float, Field(ge=0, lt=1)]
-    shift: Annotated[int, Field(ge=0)] | None = None
+    shift: Steps | None = None
     rivals: tuple[Literal["vqgan_clip_word", "vqgan_clip_naive", "vqgan_clip_caption", "vqgan_clip_worst", "vqgan_clip_best", "diffusion"], ...]
     rival_images: Positive
     rival_start: bool
@@ -243,12 +273,12 @@ class Baselines(_Model):
     cflow_batch_size: Positive
     cflow_lr: Above0
     cflow_blocks: Positive
-    cflow_condition: Annotated[int, Field(ge=4, multiple_of=4)]
+    cflow_condition: Annotated[int, Field(ge=4, le=LARGEST, multiple_of=4)]
     cflow_fibers: Positive
     efficientad_steps: Positive
     efficientad_lr: Above0
     efficientad_weight_decay: AtLeast0
-    efficientad_image_size: Annotated[int, Field(ge=256)]
+    efficientad_image_size: Annotated[int, Field(ge=256, le=LARGEST)]
     efficientad_penalty: Positive
     distillation_steps: Positive
     distillation_batch_size: Positive
@@ -369,6 +399,19 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
 
 
+def _shown(value: Any) -> str:
+    """A value for an error message, cut to 200 characters.
+
+    >>> _shown("x"), len(_shown("x" * 1000))
+    ("'x'", 203)
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def parse_overrides(text: str) -> dict[str, Any]:
     """Read ``"adp.alpha=2,winclip.scales=[2,3]"``; values are YAML.
 
@@ -379,13 +422,13 @@ def parse_overrides(text: str) -> dict[str, Any]:
     for item in re.split(r",(?=\s*[A-Za-z_][\w.]*\s*=)", text.strip()) if text.strip() else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise FsadError(f"overrides: found {item.strip()!r}, expected key=value,key=value as in 'adp.alpha=2'.")
+            raise FsadError(f"overrides: found {_shown(item.strip())}, expected key=value,key=value as in 'adp.alpha=2'.")
         if key.strip() in found:
-            raise FsadError(f"overrides: {key.strip()!r} is given twice.")
+            raise FsadError(f"overrides: {_shown(key.strip())} is given twice.")
         try:
             found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise FsadError(f"overrides: the value of {key.strip()!r} is not valid YAML: {value!r}.") from error
+        except Exception as error:  # PyYAML lets through what its readers of numbers, dates and nested lists raise
+            raise FsadError(f"overrides: the value of {_shown(key.strip())} is not valid YAML: {_shown(value)}.") from error
     return found
 
 
@@ -425,7 +468,7 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
         if key not in valid:
             close = difflib.get_close_matches(key, valid, 1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Keys: {', '.join(valid)}."
-            raise FsadError(f"Profile {name!r} has no key {key!r}. {hint}")
+            raise FsadError(f"Profile {name!r} has no key {_shown(key)}. {hint}")
         section, _, field = key.partition(".")
         if field:
             raw[section][field] = value
@@ -436,7 +479,7 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
     except ValidationError as error:
         lines = []
         for e in error.errors():
-            found = "" if isinstance(e["input"], dict) else f"found {e['input']!r}; "  # a whole section is not repeated
+            found = "" if isinstance(e["input"], dict) else f"found {_shown(e['input'])}; "  # a whole section is not repeated
             lines.append(f"  {'.'.join(map(str, e['loc']))}: {found}{e['msg'][0].lower() + e['msg'][1:]}")
         raise FsadError("\n".join([f"Profile {name!r} is not valid:", *lines])) from None
 

@@ -177,9 +177,9 @@ def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path
 
 def _stale(folder: Path, paper: str) -> bool:
     """Whether a finished run would be repeated today; False where that cannot be found out on this machine."""
-    from fsad_lib.runs import open_run, read_json
+    from fsad_lib.runs import open_run, read_record
 
-    provenance = read_json(folder / "provenance.json") or {}
+    provenance = read_record(folder / "provenance.json")
     given, then = provenance.get("parameters") or {}, provenance.get("ingredients") or {}
     try:
         run = open_run(

@@ -307,9 +307,9 @@ def drawable(profile: str = "mini", method: str = "adp", dataset: str | None = N
 
 
 def _parameters(folder: Path) -> dict:
-    from fsad_lib.runs import read_json
+    from fsad_lib.runs import read_record
 
-    return (read_json(folder / "provenance.json") or {}).get("parameters") or {}
+    return read_record(folder / "provenance.json").get("parameters") or {}
 
 
 def _whole(run: Any) -> bool:

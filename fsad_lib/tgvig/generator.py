@@ -32,6 +32,7 @@ __all__ = ["Augmentation", "LatentDistribution", "augment", "images_each", "late
 
 KINDS = ("aligned", "flips")
 VARIANCES = ("estimated", "unit", "none")
+ROUNDING = 1e-12  # codes that agree differ by rounding, with variances up to 1e-15; those of codes that do not agree lie far above
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def latent_distribution(latents: Tensor, variance: str = "estimated") -> LatentD
 def sample(distribution: LatentDistribution, m: int, *key: int | str) -> Tensor:
     """z_1 .. z_M (M, C, h, w) = E + sqrt(Sigma) * eps, differentiable in E and Sigma; image j draws from ``generator(*key, j)``.
 
-    Where the variance is 0 the gradient of its root is taken as 0, not infinite.
+    Where all codes agree, their variance is 0, or the square of the straight-through sum's rounding error; the gradient of its root is then
+    taken as 0, not as infinite or as that rounding error made large.
 
     Example:
         >>> sample(LatentDistribution(torch.zeros(2, 4, 4), torch.ones(2, 4, 4)), 3, 0).shape
@@ -152,8 +154,9 @@ def sample(distribution: LatentDistribution, m: int, *key: int | str) -> Tensor:
     """
     mean, variance = distribution.mean, distribution.variance
     eps = torch.stack([torch.randn(mean.shape, generator=generator(*key, "sample", j)) for j in range(m)]).to(mean)
-    safe = torch.where(variance > 0, variance, torch.ones_like(variance))
-    return mean + torch.where(variance > 0, safe.sqrt(), torch.zeros_like(variance)) * eps
+    some = variance > ROUNDING
+    safe = torch.where(some, variance, torch.ones_like(variance))
+    return mean + torch.where(some, safe.sqrt(), torch.zeros_like(variance)) * eps
 
 
 def images_each(m: int, originals: int) -> int:

@@ -18,12 +18,14 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
@@ -54,6 +56,8 @@ class Settings:
             Adam and nothing else) and taming-transformers' 0.5 and 0.9 for the discriminator; much more throws
             the colours off in the first steps, which Adam makes as long as it may.
         variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
+        gradient_checkpointing: compute the autoencoder's activations twice instead of keeping them: at f16, 256 pixels, 16 + 20 images they
+            would take some 48 GiB. The result is the same.
         weights: of the VQGAN loss's parts. seed: of everything random.
     """
 
@@ -65,6 +69,7 @@ class Settings:
     variance: str = "estimated"
     quantized: bool = True
     update_discriminator: bool = True
+    gradient_checkpointing: bool = False
     weights: LossWeights = TAMING_WEIGHTS
     augmentation: Augmentation = GENTLE
     seed: int = 0
@@ -124,7 +129,11 @@ def integrate(
     s = settings
     work = VQGAN(copy.deepcopy(vqgan.model), copy.deepcopy(vqgan.discriminator), vqgan.perceptual)
     generator_parameters = [p.requires_grad_() for p in work.model.parameters()]  # encoder, decoder and codebook vectors: all of them
+    if s.gradient_checkpointing:
+        for part in (work.model.encoder, work.model.decoder):  # VQModel refuses enable_gradient_checkpointing(); its parts know it
+            part.gradient_checkpointing, part._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
     optimizers = {"model": torch.optim.Adam(generator_parameters, s.lr)}
+    judged = []
     if s.lam and s.weights.adversarial and s.update_discriminator:
         judged = [p.requires_grad_() for p in work._part("discriminator").parameters()]
         optimizers["discriminator"] = torch.optim.Adam(judged, s.lr, betas=(0.5, 0.9))
@@ -135,7 +144,7 @@ def integrate(
     with torch.no_grad():
         z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
 
-    fixed = {name: value for name, value in asdict(s).items() if name != "iterations"}
+    fixed = {name: value for name, value in asdict(s).items() if name not in ("iterations", "gradient_checkpointing")}
     read = [] if clip is None else [parameter for _, parameter in sorted(clip.model.named_parameters())]
     key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *read)}
     state = _resume(folder, key, s.iterations, work, optimizers)
@@ -143,8 +152,9 @@ def integrate(
     for iteration in range(len(losses) + 1, s.iterations + 1):
         if "discriminator" in optimizers:
             work.discriminator.train()
-        optimizers["model"].zero_grad(set_to_none=True)
-        made, parts, rebuilt = [], [], []
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        made, parts = [], []
         for k, original in enumerate(x):
             augmented = augment(original, s.augmented, work.factor, f"{s.seed}/{k}", s.augmentation)  # I_1 .. I_N, the same each time
             z = work.encode(augmented)
@@ -152,6 +162,8 @@ def integrate(
             d = latent_distribution(quantized[0] if s.quantized else z, s.variance)
             images = work.decode(sample(d, each, s.seed, iteration, k))  # I+_1 .. I+_M (eq. 3)
             mse = (original - images).square().mean()  # L_mse (eq. 6)
+            for p in judged:  # L_vq judges the generator; its gradient must not reach the judge
+                p.requires_grad_(False)
             vq = work.loss(augmented, s.weights, quantized) if s.lam else None  # L_vq
             total = mse + s.lam * vq.total if vq else mse  # L = L_mse + lambda L_vq (eq. 7)
             if not torch.isfinite(total):
@@ -159,11 +171,13 @@ def integrate(
             (total / len(x)).backward()
             made.append(images.detach().clamp(0, 1))
             parts.append({"mse": float(mse.detach())} | ({"vq": float(vq.total.detach())} | vq.parts if vq else {}))
+            for p in judged:
+                p.requires_grad_(True)
             if "discriminator" in optimizers:
-                rebuilt.append((augmented.cpu(), vq.x_hat.detach().cpu()))  # off the GPU: there are as many pairs as originals
+                (work.discriminator_loss(augmented, vq.x_hat.detach()) / len(x)).backward()
         found = torch.cat(made)
-        if rebuilt:
-            _teach(work, optimizers["discriminator"], rebuilt)
+        if "discriminator" in optimizers:
+            optimizers["discriminator"].step()
         if z_t is None:
             better = True
         else:
@@ -183,14 +197,6 @@ def integrate(
         if progress:
             progress(iteration, s.iterations)
     return Integration(best, torch.arange(len(x)).repeat_interleave(each), chosen, similarity, losses, torch.stack(seen) if seen else torch.empty(0, 0))
-
-
-def _teach(work: VQGAN, optimizer: torch.optim.Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """One step of the discriminator on the augmented images and the reconstructions of all originals."""
-    optimizer.zero_grad(set_to_none=True)  # also what the generator's step left there
-    for x, x_hat in pairs:
-        (work.discriminator_loss(x.to(work.device), x_hat.to(work.device)) / len(pairs)).backward()
-    optimizer.step()
 
 
 def _check(x: Tensor, clip: CLIP | None, prompt: str | None, s: Settings) -> None:

@@ -34,6 +34,7 @@ from fsad_lib import baselines, datasets
 from fsad_lib.datasets._common import list_images
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
 from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
 from fsad_lib.profiles import FOREIGN, missing_checkpoints, sections
@@ -105,10 +106,6 @@ class Evaluated:
 
 
 # -------------------------------------------------------------------- models
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @lru_cache(maxsize=2)
 def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
     from fsad_lib.foundation.clip import load_clip
@@ -126,7 +123,7 @@ def _diffusion(checkpoint: str, clip: Any, image_size: int, device: str) -> Any:
 def load_models(profile: Any) -> tuple[VQGAN, Any]:
     """VQGAN (with all that its loss needs) and CLIP of a profile, on the GPU if there is one."""
     missing_checkpoints(profile, sections("tgvig", profile, "22_synthesize"))
-    device = _device()
+    device = best_device()
     return load_vqgan(profile.path("vqgan"), profile.path("perceptual"), device), _clip(str(profile.path("tgvig_clip")), profile.tgvig_clip.architecture, device)
 
 
@@ -218,7 +215,7 @@ def _integrate(run: Run, prompts: dict[str, str], x: Tensor, models: _Models) ->
     t, (vqgan, clip) = run.profile.tgvig, models
     settings = Settings(
         iterations=t.iterations, images=t.images, augmented=t.augmented, lam=t.lam, lr=t.lr, variance=t.variance, quantized=t.quantized,
-        update_discriminator=t.update_discriminator, weights=LossWeights(*t.weights), augmentation=augmentation(run.profile), seed=run.seed,
+        update_discriminator=t.update_discriminator, gradient_checkpointing=t.gradient_checkpointing, weights=LossWeights(*t.weights), augmentation=augmentation(run.profile), seed=run.seed,
     )  # fmt: skip
     last = time.monotonic()
 
@@ -281,8 +278,8 @@ def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
 
     p, t = run.profile, run.profile.tgvig
     shared = not (p.path("diffusion") / "text_encoder").is_dir()
-    clip = _clip(str(p.path("clip")), p.clip.architecture, _device()) if shared else None
-    model = _diffusion(str(p.path("diffusion")), clip, p.diffusion.image_size, _device())
+    clip = _clip(str(p.path("clip")), p.clip.architecture, best_device()) if shared else None
+    model = _diffusion(str(p.path("diffusion")), clip, p.diffusion.image_size, best_device())
     edited = model.sdedit(
         resize(x[i % len(x)][None], model.image_size), [words], strength=t.diffusion_strength, guidance_scale=t.diffusion_guidance,
         num_inference_steps=t.diffusion_steps, seed=f"{run.seed}/rival/{i}",
@@ -299,7 +296,7 @@ def _judge(run: Run, prompts: dict[str, str], x: Tensor, sets: dict[str, Tensor]
     from fsad_lib.foundation.perceptual import load_lpips
     from fsad_lib.tgvig.image_quality import load_classifier, quality
 
-    p, device = run.profile, _device()
+    p, device = run.profile, best_device()
     classifier = load_classifier(p.inception.name, p.path("inception"), p.inception.image_size, device)
     lpips, rows = load_lpips(p.path("perceptual"), device), []
     jobs = [("original", "", x, torch.arange(len(x)))] + [("tgvig", kind, sets[kind], origin) for kind in (*KINDS, "last")]
@@ -367,7 +364,7 @@ def make_detector(run: Run, name: str) -> Any:
     """An untrained baseline with the profile's weights and settings."""
     from fsad_lib.foundation.backbones import load_backbone, load_trunk
 
-    p, b, device = run.profile, run.profile.baselines, _device()
+    p, b, device = run.profile, run.profile.baselines, best_device()
     if name == "efficientad":
         from fsad_lib.baselines.efficientad import load_teacher
 
@@ -400,7 +397,7 @@ def _penalty(run: Run) -> Tensor:
             raise FsadError(f"no .jpg or .png in {folder}; expected photographs of other things. {p.efficientad_penalty.source}")
         draw, side = np.random.default_rng([run.seed, 8]), b.efficientad_image_size
         chosen, centre = draw.permutation(files)[: b.efficientad_penalty], slice(side // 2, side // 2 + side)
-        x = torch.cat([datasets.read_images([path], 2 * side)[..., centre, centre] for path in chosen.tolist()])
+        x = torch.cat([datasets.read_images([path], 2 * side)[..., centre, centre].clone() for path in chosen.tolist()])
         grey = torch.from_numpy(draw.random(len(x)) < 0.3).view(-1, 1, 1, 1)
         return torch.where(grey, rgb_to_grayscale(x, 3), x)
     own = run.category if run.dataset == "minifab_dev" else ""
