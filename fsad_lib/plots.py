@@ -223,7 +223,8 @@ def contact_sheet(
         ax.set_axis_on()
         show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
         place = "/".join(Path(paths[i]).parts[-2:])
-        name = names[i] if names is not None else f"\n{place}" if len(place) <= 18 else f"\n…{place[-17:]}"
+        lines, most = (names[i].split("\n"), 26) if names is not None else (["", place], 18)
+        name = "\n".join(line if len(line) <= most else f"…{line[1 - most :]}" for line in lines)
         ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
     head = title or "Most anomalous first"
     if len(order) > limit:
