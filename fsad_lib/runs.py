@@ -46,9 +46,6 @@ BLIND = frozenset(
 )
 """(stage, method) that look at no test image, so that renaming one repeats no training."""
 
-FIXED_NAMES = frozenset({"minifab", "minifab_dev", "elpv"})
-"""Data sets whose files nobody names: generated ones, and one out of a package."""
-
 ALL, MULTI_CLASS = "all", frozenset({"anomalysd"})
 """The category of a run that covers every category of its data set, and the methods that serve them with one model."""
 
@@ -653,7 +650,7 @@ class Run:
         metrics = self.metrics or {}
         if metrics.get("fingerprint") != self.fingerprint:
             return False
-        # runs of before have no list of products
+        # older runs list no products
         return _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
 
     def product_path(self, name: str) -> Path:
@@ -677,7 +674,7 @@ class Run:
 
     def commit(self, *names: str) -> None:
         """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint."""
-        fingerprint = self.fingerprint  # before the products are hashed: it saves the memory of hashes
+        fingerprint = self.fingerprint  # first: making it writes the memory of hashes, which need not be written again for each product
         hashes = file_hashes([self.product_path(name) for name in names])
         missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
         if missing:
@@ -804,7 +801,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),
     }
-    if i["dataset"] not in FIXED_NAMES and (run.stage, run.method) not in BLIND:  # products name the images
+    if (run.stage, run.method) not in BLIND:  # products name the images
         described["names"] = [_table(root, i["dataset"], c, run.data_root)[2] for c in run.categories]
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))

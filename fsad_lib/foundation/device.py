@@ -8,8 +8,8 @@ __all__ = ["best_device"]
 def best_device() -> str:
     """"cuda" if there is a GPU, else "cpu".
 
-    On a GPU, convolutions are held to float32: cuDNN would otherwise round their inputs to TF32's ten bits, and scores would differ from
-    a CPU's in the third digit. What runs under autocast (bfloat16) keeps its speed.
+    On a GPU, convolutions are held to float32: cuDNN would otherwise round their inputs to TF32's ten bits, about three decimal digits.
+    What runs under autocast (bfloat16) keeps its speed.
 
     >>> best_device() in ("cpu", "cuda")
     True

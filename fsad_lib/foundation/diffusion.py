@@ -39,7 +39,7 @@ __all__ = [
 
 CONTEXT = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
-SLICED = 512  # from this side on the VAE works on one image at a time: a batch of 8 would take more memory than all the rest
+SLICED = 512  # from this side on the VAE works on one image at a time: the activations of a batch would set the peak of memory
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -234,7 +234,7 @@ class Tgvig(_Model):
     variance: Literal["estimated", "unit", "none"]
     quantized: bool
     update_discriminator: bool
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool
     weights: tuple[AtLeast0, AtLeast0, AtLeast0]
     augmentation: Literal["aligned", "flips"]
     brightness: Annotated[float, Field(ge=0, lt=1)]

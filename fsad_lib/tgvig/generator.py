@@ -32,7 +32,7 @@ __all__ = ["Augmentation", "LatentDistribution", "augment", "images_each", "late
 
 KINDS = ("aligned", "flips")
 VARIANCES = ("estimated", "unit", "none")
-ROUNDING = 1e-12  # codes that agree differ by rounding, with variances up to 1e-15; those of codes that do not agree lie far above
+ROUNDING = 1e-12  # the variance of codes that agree but for rounding lies far below
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,7 @@ class Settings:
             Adam and nothing else) and taming-transformers' 0.5 and 0.9 for the discriminator; much more throws
             the colours off in the first steps, which Adam makes as long as it may.
         variance: "estimated", "unit" or "none". quantized: mean and variance over codes (eq. 2) or over the encoder's output.
-        gradient_checkpointing: compute the autoencoder's activations twice instead of keeping them: at f16, 256 pixels, 16 + 20 images they
-            would take some 48 GiB. The result is the same.
+        gradient_checkpointing: compute the autoencoder's activations twice instead of keeping them for every image. The result is the same.
         weights: of the VQGAN loss's parts. seed: of everything random.
     """
 
@@ -174,7 +173,7 @@ def integrate(
             for p in judged:
                 p.requires_grad_(True)
             if "discriminator" in optimizers:
-                (work.discriminator_loss(augmented, vq.x_hat.detach()) / len(x)).backward()
+                (work.discriminator_loss(augmented, vq.x_hat) / len(x)).backward()
         found = torch.cat(made)
         if "discriminator" in optimizers:
             optimizers["discriminator"].step()

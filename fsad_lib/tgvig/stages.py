@@ -215,7 +215,8 @@ def _integrate(run: Run, prompts: dict[str, str], x: Tensor, models: _Models) ->
     t, (vqgan, clip) = run.profile.tgvig, models
     settings = Settings(
         iterations=t.iterations, images=t.images, augmented=t.augmented, lam=t.lam, lr=t.lr, variance=t.variance, quantized=t.quantized,
-        update_discriminator=t.update_discriminator, gradient_checkpointing=t.gradient_checkpointing, weights=LossWeights(*t.weights), augmentation=augmentation(run.profile), seed=run.seed,
+        update_discriminator=t.update_discriminator, gradient_checkpointing=t.gradient_checkpointing, weights=LossWeights(*t.weights),
+        augmentation=augmentation(run.profile), seed=run.seed,
     )  # fmt: skip
     last = time.monotonic()
 
