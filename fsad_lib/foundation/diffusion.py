@@ -17,6 +17,7 @@ device changes which noise an image gets.
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,7 @@ class Diffusion:
         if strength > 0 and int(num_inference_steps * strength) == 0:
             raise FsadError(
                 f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
-                f"least {-int(-1 // strength)}, or the strength to at least {1 / num_inference_steps:.3g}."
+                f"least {math.ceil(1 / strength)}, or the strength to at least {least_strength(num_inference_steps)}."
             )
         x = check_images(x)  # diffusers would take a batch with one negative value for images in [-1, 1]
         _check_sentences(prompts)
@@ -344,6 +345,15 @@ def resize(x: Tensor, size: int) -> Tensor:
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def least_strength(steps: int) -> float:
+    """The least strength of three places that runs one of so many steps.
+
+    >>> least_strength(3), int(3 * least_strength(3))
+    (0.334, 1)
+    """
+    return math.ceil(1000 / steps) / 1000
 
 
 def _check_sentences(prompts: Any) -> None:
