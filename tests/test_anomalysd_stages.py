@@ -270,6 +270,16 @@ def test_neither_methods_models_enter_the_others_fingerprint(project):
     runs.forget_inputs()
 
 
+def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project, monkeypatch):
+    monkeypatch.setattr(stages, "load_models", lambda *_: pytest.fail("too late"))
+    for more, message in (
+        (",winclip.scales=[2,9]", "winclip.scales: found a window of 9 patches a side; expected at most 4"),
+        (",anomalysd.scales=[2,17]", "anomalysd.scales: found 17 cells a side; expected at most 16, the latent cells"),
+    ):
+        with pytest.raises(FsadError, match=message):
+            stages.personalize(open_run(project, "11_personalize", more=more, seed=5))
+
+
 def test_missing_models_are_named_before_anything_starts(project):
     run = open_run(project, "11_personalize", more=",perceptual.checkpoint=nowhere", seed=3)
     with pytest.raises(FsadError, match="nowhere"):

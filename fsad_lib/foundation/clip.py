@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -25,7 +25,7 @@ from fsad_lib.errors import FsadError
 from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
-__all__ = ["CLIP", "END_OF_TEXT", "expand_token_rows", "load_clip", "patch_grid"]
+__all__ = ["CLIP", "END_OF_TEXT", "check_windows", "expand_token_rows", "load_clip", "patch_grid"]
 
 END_OF_TEXT = 49407
 WEIGHTS = (
@@ -339,6 +339,17 @@ def patch_grid(checkpoint: str | Path, architecture: str | None = None) -> int |
         return None
     size, patch = (config["vision_cfg"].get(*key) for key in (("image_size", 224), ("patch_size", 16)))  # open_clip's own defaults
     return size // patch if isinstance(size, int) and isinstance(patch, int) and patch > 0 else None
+
+
+def check_windows(profile: Any, *sections: str) -> None:
+    """Raise where a window of ``winclip.scales`` is larger than the patch grid of a CLIP of the profile's, without reading its weights."""
+    largest = max(profile.winclip.scales)
+    for section in sections:
+        grid = patch_grid(profile.path(section), getattr(profile, section).architecture)
+        if grid is not None and largest > grid:
+            raise FsadError(
+                f"winclip.scales: found a window of {largest} patches a side; expected at most {grid}, as many as {section} has. Lower it."
+            )
 
 
 def expand_token_rows(rows: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
