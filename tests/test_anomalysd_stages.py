@@ -274,10 +274,14 @@ def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project
     monkeypatch.setattr(stages, "load_models", lambda *_: pytest.fail("too late"))
     for more, message in (
         (",winclip.scales=[2,9]", "winclip.scales: found a window of 9 patches a side; expected at most 4"),
-        (",anomalysd.scales=[2,17]", "anomalysd.scales: found 17 cells a side; expected at most 16, the latent cells"),
+        (None, "anomalysd.scales: found 17 cells a side; expected at most 16, the latent cells"),
     ):
+        run = open_run(project, "11_personalize", more=more, seed=5) if more else runs.open_run(
+            "11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=5, data_root=str(project / "parts"),
+            overrides=OVERRIDES.replace("anomalysd.scales=[1,2]", "anomalysd.scales=[2,17]"),
+        )  # fmt: skip
         with pytest.raises(FsadError, match=message):
-            stages.personalize(open_run(project, "11_personalize", more=more, seed=5))
+            stages.personalize(run)
 
 
 def test_missing_models_are_named_before_anything_starts(project):
