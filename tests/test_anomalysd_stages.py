@@ -229,11 +229,11 @@ def test_twins_mask_by_mask(project, evaluated):
 
 
 def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):
-    run = open_run(project, "41_evaluate", more=",anomalysd.test_images=2")
+    run = open_run(project, "41_evaluate", more=",anomalysd.test_images=[[folder,2]]")
     result = stages.evaluate(run)
     assert len(result.paths) == 4 and result.predictions.drop_duplicates("path").label.tolist() == [0, 1, 0, 1]
     assert run.tag.startswith("set-"), "a sample never stands where a whole evaluation does"
-    for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("null", None)):
+    for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("2", None), ("null", None)):
         assert limit_of(open_run(project, "41_evaluate", more=f",anomalysd.test_images={limit}").profile.anomalysd.test_images, "folder") == expected
     with pytest.raises(FsadError, match="test_images"):
         open_run(project, "41_evaluate", more=",anomalysd.test_images=[[elvp,2]]")
