@@ -149,9 +149,12 @@ def auroc(label, score) -> float:
     """Area under the ROC curve by ranks, ties counted half; equal to scikit-learn's, and quick for millions of pixels.
 
     Raises:
-        FsadError: a score that is not finite, or only one class.
+        FsadError: a score that is not finite, labels other than 0 and 1, only one class, or shapes that are not (N,) and (N,).
     """
-    label, score = _numpy(label).astype(bool), _numpy(score)
+    label, score = _numpy(label), _numpy(score)
+    if label.ndim != 1 or label.shape != score.shape or (label.dtype != bool and not np.isin(label, (0, 1)).all()):
+        raise FsadError(f"labels {label.shape} and scores {score.shape} found; expected (N,) and (N,), and no label but 0 and 1 (leave unlabelled images out)")
+    label = label.astype(bool)
     if label.all() or not label.any() or not np.isfinite(score).all():
         raise FsadError(
             f"{int(label.sum())} defective of {len(label)}, {int((~np.isfinite(score)).sum())} scores that are not finite; expected both kinds, all finite"

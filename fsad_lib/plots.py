@@ -144,6 +144,13 @@ def blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.n
     return grey * (1 - opacity) + mpl.colormaps["inferno"](level)[..., :3] * opacity
 
 
+def heat_range(maps: np.ndarray) -> tuple[float, float]:
+    """Where heat begins and ends in the maps (N, h, w) of a list of images: one odd image must not leave all others dark, so that it ends at
+    the 90 % quantile of the images' largest values."""
+    low = float(np.quantile(maps, 0.02))
+    return low, max(float(np.quantile(maps.max((1, 2)), 0.9)), low + 1e-12)
+
+
 @styled
 def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7) -> Figure:
     """Image, heat map over it, and the true defect's outline, one row an image.
@@ -207,7 +214,7 @@ def contact_sheet(
     order = sorted(range(len(paths)), key=lambda i: (-scores[i], str(paths[i])))
     shown = order if len(order) <= limit else order[: limit - 6] + order[-6:]
     maps = None if maps is None else _maps(maps)
-    low, high = (0.0, 1.0) if maps is None else (np.quantile(maps, 0.02), maps.max())
+    low, high = (0.0, 1.0) if maps is None else heat_range(maps)
     columns = min(6, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(
@@ -226,12 +233,13 @@ def contact_sheet(
         lines, most = (names[i].split("\n"), 26) if names is not None else (["", place], 18)
         name = "\n".join(line if len(line) <= most else f"…{line[1 - most :]}" for line in lines)
         ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
-    head = title or "Most anomalous first"
+    head, more = title or "Most anomalous first", []
     if len(order) > limit:
-        head += f"{'' if head.endswith(chr(10)) else '   '}(the {limit - 6} highest and the 6 lowest of {len(order)})"
+        more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
     if labels is not None and set(map(int, labels)) - {-1}:
-        head += "   frame: orange = defective, blue = good"
-    figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
+        more.append("frame: orange = defective, blue = good")
+    head += ("" if head.endswith("\n") else "   ") * bool(more) + "   ".join(more)
+    figure.suptitle(head.rstrip("\n"), x=0.01, ha="left", fontsize=10, parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
     return figure
 

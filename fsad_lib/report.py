@@ -16,6 +16,7 @@ from fsad_lib.errors import FsadError
 from fsad_lib.runs import replacing
 
 LABELS = {0: "good", 1: "defective"}
+SCORES = {("adp", "sum"): "ADP's score, words plus memory (the heat maps are the memory's)", ("anomalysd", "given"): "AnomalySD's score"}
 
 
 def threshold_note(k: int) -> str:
@@ -124,6 +125,23 @@ def write_report(
     return out
 
 
+def _memory_of(ranked: pd.DataFrame) -> str | None:
+    """The column of the patch memory, where it is not what ranks the images."""
+    return next((column for column in ("patch_memory_memory", "patch_memory_given") if column in ranked), None)
+
+
+def _auroc_sentence(ranked: pd.DataFrame, what: str) -> str:
+    """How well the two rankings agree with the labels, where there are labels of both kinds."""
+    from fsad_lib.metrics import auroc
+
+    known = ranked[ranked["label"] != ""]
+    if known["label"].nunique() < 2:
+        return ""
+    found = {what: known["score"]} | ({"patch memory": known[_memory_of(ranked)]} if _memory_of(ranked) else {})
+    bad = (known["label"] == "defective").to_numpy()
+    return "Against the labels, image AUROC in percent: " + ", ".join(f"{name} {100 * auroc(bad, score.to_numpy()):.1f}" for name, score in found.items()) + "."
+
+
 def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> pd.DataFrame:
     """One row per image, most anomalous first: rank, path, label ("good", "defective" or ""), score, and the other scores.
 
@@ -171,7 +189,7 @@ def _cell(text: str) -> str:
 def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: int) -> list[str]:
     from fsad_lib.datasets import read_image
 
-    low, high = np.quantile(maps, 0.02), maps.max()
+    low, high = plots.heat_range(maps)
     names, digits = [], len(str(len(ranked)))
     for row, map_ in zip(ranked.itertuples(), maps, strict=True):
         pixels = plots.to_pixels(read_image(row.path, size))[0]
@@ -185,11 +203,23 @@ def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: 
 
 
 def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
+    what, memory = SCORES.get((method, part), f"{method} {part}"), _memory_of(ranked)
     lines = ["# Report", "", *threshold_note(shots).splitlines(), ""]
-    lines += [f"{len(ranked)} images, ranked by the score {method} {part}; higher is more anomalous.", ""]
-    lines += ["| rank | image | score | label |", "|---|---|---|---|"]
+    lines += [f"{len(ranked)} images, ranked by {what}; higher is more anomalous.", ""]
+    if memory:
+        lines += [
+            "Beside it the rank that the patch memory gives: nearest neighbours of the good images' patches in an ordinary ImageNet network. The miniature models "
+            "(profile mini) have never seen a photograph of your part: with them, go by the patch memory first.", "",
+        ]  # fmt: skip
+        ranked = ranked.assign(memory_rank=ranked[memory].rank(ascending=False, method="first").astype(int))
+    if sentence := _auroc_sentence(ranked, what):
+        lines += [sentence, ""]
+    lines += ["| rank | image | score | label |", "|---|---|---|---|"] if not memory else ["| rank | rank by patch memory | image | score | label |", "|---|---|---|---|---|"]
     root = os.path.commonpath([os.path.dirname(path) for path in ranked["path"]])  # names below it are unique
-    lines += [f"| {r.rank} | {_cell(Path(r.path).relative_to(root).as_posix())} | {r.score:.4f} | {r.label} |" for r in ranked.head(20).itertuples()]
+    lines += [
+        f"| {r.rank} | {f'{r.memory_rank} | ' if memory else ''}{_cell(Path(r.path).relative_to(root).as_posix())} | {r.score:.4f} | {r.label} |"
+        for r in ranked.head(20).itertuples()
+    ]
     if len(ranked) > 20:
         lines.append(f"\nThe other {len(ranked) - 20} images are in predictions.csv.")
     return "\n".join(lines) + "\n"

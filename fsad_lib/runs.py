@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
+        if not stat.S_IMODE(os.stat(temporary).st_mode) & 0o077:  # safetensors writes for its owner alone
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise _explain(error, path) from error

@@ -332,8 +332,8 @@ def test_bad_input_to_learning(clip, sd):
     ):
         with pytest.raises(FsadError, match=message):
             learn_concept(clip, sd, x, "object", **{**good, **change})
-    for shots in (x[:0], x[0]):
-        with pytest.raises(FsadError, match=r"\(K, 3, H, W\)"):
+    for shots, message in ((x[:0], "no shots"), (x[0], r"\(B, 3, H, W\)"), (255 * x, r"expected \[0, 1\]"), (x * torch.nan, "nan")):
+        with pytest.raises(FsadError, match=message):
             learn_concept(clip, sd, shots, "object", **good)
     with pytest.raises(FsadError, match="tokens"):
         learn_concept(clip, sd, x, "supercalifragilistic", **good)
@@ -458,6 +458,33 @@ def test_eq5_and_eq6_with_any_number_of_words(clip):
             torch.testing.assert_close(p[s], total / len(T3), atol=1e-6, rtol=0)
     alone = prototypes({"<c_n>": g["<c_n>"]})
     torch.testing.assert_close(alone[0], g["<c_n>"][0].mean(0))
+
+
+def test_embeddings_of_single_templates_are_refused(clip):
+    g_n, g_a = state_embeddings(clip, "gear", None, ["a photo of a {}", "a {}"])
+    x = images(2)
+    f = clip.encode_image(x)  # as many images as templates: they would be paired one by one
+    for call in (
+        lambda: p_clip(f, g_n, g_a, 0.1), lambda: weight(f, f, g_n, g_a, 0.1), lambda: anomaly_probability(f, g_n, g_a, 0.1),
+        lambda: ADP(clip, g_n, g_a, x, tau=0.1),
+    ):  # fmt: skip
+        with pytest.raises(FsadError, match="mean over the templates"):
+            call()
+    g_n, g_a = g_n.mean(0), g_a.mean(0)
+    for how, message in ((dict(tau=-1.0), "tau"), (dict(visual_weight=math.nan), "visual_weight"), (dict(scales=()), "scales")):
+        with pytest.raises(FsadError, match=message):
+            ADP(clip, g_n, g_a, x, **how)
+    with pytest.raises(FsadError, match="tau is None"):
+        p_clip(f, g_n, g_a, None)
+
+
+def test_a_string_is_not_a_list(clip, sd):
+    with pytest.raises(FsadError, match="list of words"):
+        embed(clip, "gear")
+    with pytest.raises(FsadError, match="list of sentences"):
+        pseudo_anomalies(sd, images(2), "a photo", 2, strength=0.5, guidance_scale=1.0, num_inference_steps=2)
+    with pytest.raises(FsadError, match="{} once"):
+        embed(clip, ["gear"], templates=["a photo"])
 
 
 def test_bad_weights():

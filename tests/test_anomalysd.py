@@ -12,6 +12,7 @@ from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, fi
 from fsad_lib.anomalysd.masks import Pass, grid_cells
 from fsad_lib.anomalysd.score import fuse, harmonic_mean, image_score, scale_map
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.diffusion import resize
 from fsad_lib.patch_memory import PatchMemory
 
 SETTINGS = Settings(strength=0.5, scales=(1, 2), alpha=0.4, num_inference_steps=4, batch_size=3, sigma=0.0)
@@ -185,6 +186,29 @@ def test_controls_of_the_autoencoder(parts):
     assert float(scores.controls["against_roundtrip"].max()) < 1e-4 < float(scores.map.max())
 
 
+def test_calls_that_would_give_a_number_of_no_meaning_are_refused(parts):
+    found, x = detector(parts), tiny.images(2, 9)
+    one, passes = x[:1], found.passes(x[:1], "gear")
+    for call, message in (
+        (lambda: found(255 * x), r"expected \[0, 1\]"), (lambda: found(x * torch.nan), "nan"), (lambda: found(x[0]), "float image batch"),
+        (lambda: found.passes(x, "gear"), "2 images"), (lambda: found.repaint(x, passes, "gear"), "2 images"),
+        (lambda: found.passes(one, "w"), "unknown: w"), (lambda: found.repaint(one, passes, "w"), "unknown: w"),
+        (lambda: found.repaint(one, [], "gear"), "no passes"), (lambda: found.maps(one, one, passes), "1 twins"),
+        (lambda: change(scales=4), "whole numbers"), (lambda: change(scales=(2.5,)), "whole numbers"), (lambda: change(scales=(2, 2)), "different"),
+        (lambda: detector(parts, change(scales=(2, 64))), "latent cells a side"),
+    ):  # fmt: skip
+        with pytest.raises(FsadError, match=message):
+            call()
+
+
+def test_a_larger_image_is_judged_as_it_is_at_the_models_size(parts):
+    found = detector(parts)
+    large = torch.nn.functional.interpolate(tiny.images(2, 9), scale_factor=2.5, mode="bilinear")
+    small = resize(large, found.model.image_size)
+    assert same(found(large, "gear"), found(small, "gear")) and found.choose_category(large) == found.choose_category(small)
+    assert torch.equal(found.passes(large[:1], "gear")[-1].m, found.passes(small[:1], "gear")[-1].m)
+
+
 def test_without_memory_only_the_grids_count(parts):
     found, x = detector(parts, change(alpha=0.0), memory=False), tiny.images(2, 9)
     scores = found(x, "gear")
@@ -221,7 +245,7 @@ def test_bad_calls_are_refused(parts):
         AnomalySD(model, lpips, {"nut": Category("A perfect nut.", None)}, SETTINGS)
     with pytest.raises(FsadError, match="less than one step"):
         detector(parts, change(strength=0.1))
-    with pytest.raises(FsadError, match="different numbers"):
+    with pytest.raises(FsadError, match="different whole numbers"):
         detector(parts, change(scales=(2, 2)))
     found = detector(parts)
     with pytest.raises(FsadError, match="unknown: bolt"):
@@ -334,7 +358,7 @@ def test_masks_stay_in_the_foreground_during_training(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"x": X[:0]}, "normal images"), ({"prompts": Y[:1]}, "own list"), ({"prompts": [["a"], [], ["b"]]}, "own list"),
+        ({"x": X[:0]}, "no normal image"), ({"prompts": Y[:1]}, "own list"), ({"prompts": [["a"], [], ["b"]]}, "own list"),
         ({"prompts": ["a", "b", "c"]}, "own list"), ({"foreground": torch.ones(3, 1, 8, 8, dtype=torch.bool)}, "foregrounds"),
         ({"steps": -1}, "steps"), ({"lr": 0}, "lr"), ({"batch_size": 0}, "batch_size"), ({"area": (0, 1)}, "area"), ({"lr": 1e9}, "not finite"),
     ],

@@ -49,7 +49,8 @@ def test_foreground_on_a_graded_background_with_an_object_at_the_border():
     x[:, 30:70, 0:50] = torch.tensor([0.9, 0.2, 0.1])[:, None, None]
     m = foreground(x[None])[0, 0]
     assert m[30:70, 0:50].float().mean() > 0.95 and m.float().mean() < 0.35
-    assert foreground(torch.full((1, 3, 40, 60), 0.4)).all()  # nothing to see: everything
+    for blank in (torch.full((1, 3, 40, 60), 0.4), torch.zeros(1, 3, 128, 128), torch.ones(1, 3, 128, 128)):
+        assert foreground(blank).all()  # nothing to see: everything
 
 
 def test_rectangles_stay_in_the_foreground_and_vary():

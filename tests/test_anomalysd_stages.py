@@ -229,11 +229,11 @@ def test_twins_mask_by_mask(project, evaluated):
 
 
 def test_a_sample_is_half_good_and_does_not_depend_on_the_folder(project):
-    run = open_run(project, "41_evaluate", more=",anomalysd.test_images=2")
+    run = open_run(project, "41_evaluate", more=",anomalysd.test_images=[[folder,2]]")
     result = stages.evaluate(run)
     assert len(result.paths) == 4 and result.predictions.drop_duplicates("path").label.tolist() == [0, 1, 0, 1]
     assert run.tag.startswith("set-"), "a sample never stands where a whole evaluation does"
-    for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("null", None)):
+    for limit, expected in (("[[elpv,2]]", None), ("[[elpv,4],[folder,2]]", 2), ("2", None), ("null", None)):
         assert limit_of(open_run(project, "41_evaluate", more=f",anomalysd.test_images={limit}").profile.anomalysd.test_images, "folder") == expected
     with pytest.raises(FsadError, match="test_images"):
         open_run(project, "41_evaluate", more=",anomalysd.test_images=[[elvp,2]]")
@@ -268,6 +268,20 @@ def test_neither_methods_models_enter_the_others_fingerprint(project):
     assert ingredients("adp") != before["adp"] and ingredients("anomalysd") == before["anomalysd"]
     other.unlink(), other.parent.rmdir()
     runs.forget_inputs()
+
+
+def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project, monkeypatch):
+    monkeypatch.setattr(stages, "load_models", lambda *_: pytest.fail("too late"))
+    for more, message in (
+        (",winclip.scales=[2,9]", "winclip.scales: found a window of 9 patches a side; expected at most 4"),
+        (None, "anomalysd.scales: found 17 cells a side; expected at most 16, the latent cells"),
+    ):
+        run = open_run(project, "11_personalize", more=more, seed=5) if more else runs.open_run(
+            "11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=5, data_root=str(project / "parts"),
+            overrides=OVERRIDES.replace("anomalysd.scales=[1,2]", "anomalysd.scales=[2,17]"),
+        )  # fmt: skip
+        with pytest.raises(FsadError, match=message):
+            stages.personalize(run)
 
 
 def test_missing_models_are_named_before_anything_starts(project):

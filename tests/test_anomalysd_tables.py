@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from fsad_lib import datasets
 from fsad_lib.__main__ import main
@@ -187,6 +188,17 @@ def test_compare_pairs_the_categories_of_one_run():
     assert line.startswith("AnomalySD (80.0) is better than autoencoder alone") and "(66.7): +13.3" in line
     assert "no interval" not in line and "not told apart" in t.compare([*rows, row("d", "anomalysd", 0.1), row("d", "roundtrip", 0.9)], [("roundtrip", "given")])
     assert t.compare(rows, [("roundtrip", "given")], "aupro").startswith("No AUPRO")
+
+
+@pytest.mark.parametrize(("other", "says"), [(lambda label, i: 1 - label, "better than"), (lambda label, i: label, "not told apart from")])
+def test_compare_of_one_product_resamples_its_images(other, says):
+    label = np.array([0] * 8 + [1] * 8)
+    parts = {"anomalysd": label + 0.01 * np.arange(16), "roundtrip": other(label, np.arange(16)) + 0.01 * np.arange(16)}
+    predictions = pd.concat([pd.DataFrame({"path": [f"{i:02}" for i in range(16)], "label": label, "method": m, "part": "given", "score": s}) for m, s in parts.items()])
+    rows = [{"category": "a", "method": m, "part": "given", "group": "all", "image_auroc": roc_auc_score(label, s)} for m, s in parts.items()]
+    line = t.compare(rows, [("roundtrip", "given")], predictions=predictions)
+    assert says in line and "[" in line
+    assert "one product, no interval" in t.compare(rows, [("roundtrip", "given")])
 
 
 # -------------------------------------------------------------------- figures

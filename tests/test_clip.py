@@ -57,6 +57,12 @@ def test_text_with_a_cut_context_equals_the_full_77(custom):
     assert clip._tokenized(tuple(PROMPTS), ())[0].shape[1] < 20
 
 
+@pytest.mark.parametrize("bad", [lambda x: 255 * x, lambda x: x * torch.nan, lambda x: (255 * x).byte(), lambda x: x[0], lambda x: [x]])
+def test_images_of_another_kind_are_refused(clip, bad):
+    with pytest.raises(FsadError, match=r"\[0, 1\]"):
+        clip.encode_image(bad(torch.rand(2, 3, 8, 8)))
+
+
 def test_text_keeps_the_full_context_without_a_causal_mask():
     clip = tiny_clip(custom=True, text={"no_causal_mask": True})
     want = clip.model.encode_text(open_clip.SimpleTokenizer()(PROMPTS), normalize=True)

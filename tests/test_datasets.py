@@ -618,6 +618,17 @@ def test_each_state_of_an_own_folder_keeps_its_manifest(tmp_path, nuts):
     assert len(list((tmp_path / "folder/nut").iterdir())) == 2
 
 
+def test_an_own_products_shots_do_not_depend_on_which_folder_was_given(tmp_path, nuts):
+    root = tmp_path / "images"
+    around, itself = datasets.load("folder", "nut", root), datasets.load("folder", "nut", root / "nut")
+    shots_of = [shots.take(table, "folder", "nut", 3, 6, tmp_path) for table in (around, itself)]
+    assert shots_of[0] == shots_of[1] and len(list((tmp_path / "folder/nut").iterdir())) == 1
+    (tmp_path / "moved").mkdir()
+    (root / "nut").rename(tmp_path / "moved/nut")
+    moved = shots.take(datasets.load("folder", "nut", tmp_path / "moved"), "folder", "nut", 3, 6, tmp_path)
+    assert [Path(p).name for p in moved] == [Path(p).name for p in shots_of[0]]
+
+
 def test_manifests_stay_in_their_folder(tmp_path, nuts):
     for dataset, category, seed in (
         ("..", "nut", 0),

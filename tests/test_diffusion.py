@@ -215,6 +215,38 @@ def test_sdedit_equals_literal_ddim(sd):
     torch.testing.assert_close(out, sd.decode(z), atol=1e-4, rtol=0)
 
 
+def test_an_image_that_rounding_left_below_zero_does_not_change_its_batch(sd):
+    x = images(2)
+    how = dict(strength=0.5, num_inference_steps=4, guidance_scale=1.0, seed=3)
+    right = sd.sdedit(x, ["a", "b"], **how)
+    x[0, 0, 0, 0] = -1e-4  # diffusers takes a batch with a negative value for images in [-1, 1]
+    assert torch.allclose(sd.sdedit(x, ["a", "b"], **how)[1], right[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda x: 255 * x, "expected \\[0, 1\\]"),
+        (lambda x: 2 * x - 1, "expected \\[0, 1\\]"),
+        (lambda x: (255 * x).byte(), "uint8"),
+        (lambda x: x * torch.nan, "nan"),
+        (lambda x: x[:, :1], "\\(2, 1, "),
+        (lambda x: x.numpy(), "a ndarray"),
+    ],
+)
+def test_images_of_another_kind_are_refused(sd, bad, message):
+    x = bad(images(2))
+    for call in (lambda: sd.posterior(x), lambda: sd.sdedit(x, ["a", "b"], strength=0.5, num_inference_steps=4)):
+        with pytest.raises(FsadError, match=message):
+            call()
+
+
+def test_a_sentence_is_not_a_list_of_letters(sd):
+    for call in (lambda: sd.generate("ab"), lambda: sd.sdedit(images(2), "ab", strength=1.0)):
+        with pytest.raises(FsadError, match="list of sentences"):
+            call()
+
+
 def test_strength_edges_and_bounds(sd):
     x = images(2)
     arguments = dict(num_inference_steps=4, guidance_scale=1.0)

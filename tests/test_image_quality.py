@@ -55,6 +55,22 @@ def test_quality_of_the_original_itself_and_of_noise():
     assert found.lpips == pytest.approx(float(lpips.distance(noisy, x).mean()), rel=1e-4)
 
 
+def test_ssim_against_its_definition_where_the_window_fits():
+    x, y = images(2), (images(2) + 0.2 * torch.rand(2, 3, *images(1).shape[-2:], generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    places = torch.arange(11.0) - 5
+    window = torch.exp(-(places[:, None] ** 2 + places**2) / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def mean(v):
+        return nn.functional.conv2d(v.flatten(0, 1)[:, None], window[None, None])  # no border: every window lies within
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    ssim = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2) / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))
+    found = quality(y, x, [0, 1], Table(torch.zeros(2, 3)), Lpips()).ssim
+    assert found == pytest.approx(float(ssim.mean()), abs=1e-4) and 0 < found < 0.999
+
+
 def test_each_image_is_compared_with_its_own_original():
     originals = images(2)
     made = originals[[0, 0, 1]]

@@ -1,5 +1,7 @@
 """The inpainting model: against diffusers' own pipeline, what it keeps, loading in both layouts, and bad input."""
 
+import re
+
 import pytest
 import tiny_inpainting as tiny
 import tiny_models
@@ -45,6 +47,16 @@ def test_equals_the_pipeline(prediction_type, strength, guidance):
     kept = model.inpaint(x, m, text, **settings)
     assert torch.equal(kept[(m == 0).expand_as(x)], x[(m == 0).expand_as(x)])
     assert torch.equal(kept[(m == 1).expand_as(x)], raw[(m == 1).expand_as(x)])
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 9, 11, 12, 50, 1000])
+def test_the_advice_of_a_refused_strength_can_be_followed(n):
+    sd = tiny.model()
+    with pytest.raises(FsadError, match="less than one step") as refused:
+        sd.steps(0.5 / n, n)
+    steps, strength = re.search(r"at least (\d+), or the strength to at least ([\d.]+)\.", str(refused.value)).groups()
+    assert sd.steps(0.5 / n, int(steps)) >= 1 and sd.steps(float(strength), n) >= 1
+    assert sd.steps(0.58, 50) == 29
 
 
 @pytest.mark.parametrize("steps", [5, 50])

@@ -64,6 +64,12 @@ def test_auroc_refuses_what_has_no_order(label, score):
         metrics.auroc(np.array(label), np.array(score))
 
 
+@pytest.mark.parametrize(("label", "score"), [([-1, 0, 1], [0.1, 0.2, 0.3]), ([0, 2, 1], [0.1, 0.2, 0.3]), ([0, np.nan], [0.1, 0.2]), ([0, 1, 1], [0.1, 0.2]), ([[0, 1]], [[0.1, 0.2]])])
+def test_auroc_refuses_other_labels_and_shapes(label, score):
+    with pytest.raises(FsadError, match="no label but 0 and 1"):
+        metrics.auroc(np.array(label), np.array(score))
+
+
 def test_scores_outside_0_1_keep_their_order():
     assert metrics.image_metrics([0, 0, 1, 1], [30, 40, 50, 60])["image_auroc"] == 1
     assert metrics.image_metrics([0, 0, 1, 1], [-3e9, -2e9, -1e9, 0])["image_auroc"] == 1

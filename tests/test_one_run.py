@@ -101,6 +101,8 @@ def test_failures_are_the_lowest_defective_and_the_highest_good(predictions):
     assert missed.score.tolist() == sorted(scores.score[scores.label == 1])[:3]
     assert alarms.score.tolist() == sorted(scores.score[scores.label == 0], reverse=True)[:3]
     assert table.worse.between(0, 1).all() and missed.worse.is_monotonic_decreasing
+    perfect = predictions.assign(score=predictions.label + predictions.score / 1000)
+    assert set(one_run.failures(perfect, "adp", 3).mistake) == {"no mistake"}
 
 
 def test_method_table_has_every_control_and_shares_the_memory(tmp_path):

@@ -171,6 +171,16 @@ def test_images_and_masks_that_lead_nowhere_stop_before_a_kernel_starts(home, mo
         pipeline.execute("10_first_fake", given(home))
 
 
+def test_damaged_images_are_all_named_before_a_kernel_starts(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
+    whole = home / "mine/part/test/scratch/1.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
+    (whole.parent / "cut.png").write_bytes(whole.read_bytes()[:1000])
+    (whole.parent / "empty.png").touch()
+    with pytest.raises(FsadError, match=r"(?s)cut\.png.*empty\.png"):
+        pipeline.execute("10_first_fake", given(home))
+
+
 def test_a_linked_category_is_found_by_the_name_of_the_link(home):
     (home / "gear").symlink_to(home / "mine/part")
     run = pipeline.plan("10_first_fake", {"data_root": str(home / "gear"), "category": "gear"})[0]

@@ -114,6 +114,14 @@ def test_overview_and_comparison_show_the_runs_products():
     assert "learned word" in words(plots.pseudo_anomaly_comparison(X[:2], X, X, scores={"simple": [0.5] * 5}))
 
 
+def test_one_odd_image_leaves_the_heat_of_the_others():
+    maps = np.full((20, 4, 4), 0.1) + np.linspace(0, 0.1, 20)[:, None, None] * (np.arange(16).reshape(4, 4) / 15)
+    low, high = plots.heat_range(maps)
+    maps[0, 0, 0] = 50
+    assert plots.heat_range(maps)[1] < 0.3 and low < high <= 0.2
+    assert plots.heat_range(np.zeros((2, 4, 4)))[1] > 0
+
+
 def test_heatmaps_share_one_scale_and_outline_the_defect():
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 4:9, 4:9] = True
@@ -132,11 +140,14 @@ def test_report_ranks_and_says_what_it_cannot_tell(folder):
     hot, cold = (np.asarray(Image.open(folder / "out" / csv.heatmap[i]))[:, 256:].astype(float) for i in (0, 4))
     assert np.ptp(hot - hot.mean(-1, keepdims=True)) > np.ptp(cold - cold.mean(-1, keepdims=True))
     text = out["report"].read_text()
-    assert "| 1 | part1.png | 0.9000 |" in text
+    assert "| 1 | 4 | part1.png | 0.9000 |" in text and "go by the patch memory first" in text and "AUROC" not in text
     assert "no reliable threshold" in text and "20 %" in text and "299" in text
     report.write_report(folder / "out", table.assign(score=-table.score), maps, paths, shots=1)
     assert len(list((folder / "out/heatmaps").iterdir())) == 5  # the earlier ranking's maps are gone
     assert csv.label.isna().all()
+    labelled = table.assign(label=table.path.map(dict(zip(paths, (0, 1, 1, 0, 0)))))  # scores 0.1, 0.9, 0.3, 0.2, 0.4
+    text = report.write_report(folder / "known", labelled, maps, paths, shots=4)["report"].read_text()
+    assert "image AUROC in percent: ADP's score" in text and " 83.3, patch memory " in text
 
 
 def test_contact_sheet_names_product_kind_and_file(folder):

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 
+from fsad_lib import tables
 from fsad_lib.runs import project_root
 
 README = (project_root() / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,7 @@ ROWS = {
     "WinCLIP+": ("winclip", "sum"),
 }
 COLUMNS = (("minifab", None), ("elpv", "mono"), ("elpv", "poly"))
+UNITS = ("MiniFab", "ELPV mono", "ELPV poly")
 
 
 SHOTS = ("patch memory over an ImageNet network (control)", "memory alone (control)", "WinCLIP+", "ADP")
@@ -81,21 +83,38 @@ def test_the_other_papers_tables_are_the_committed_results(method):
     assert results_table(head) == expected, "\n".join(f"| {name} | {' | '.join(values)} |" for name, values in expected.items())
 
 
+KEYS = {row.sources[0]: row.key for row in tables.ROWS.values()}
+
+
+def written(source, unit, shots):
+    """A cell of ADP's written tables, whose means and deviations were taken before any rounding."""
+    both = pd.concat([pd.read_csv(project_root() / f"figures/adp_table{i}.csv") for i in (1, 2)])
+    row = both[(both.data_set == unit) & (both.shots == shots) & (both.key == KEYS[source])].iloc[0]
+    assert row.n_seeds == 3
+    return f"{row.ours:.1f} ± {row.ours_std:.1f}"
+
+
 @pytest.mark.parametrize("name", SHOTS)
 def test_the_numbers_by_shots_are_the_committed_results(name):
-    rows = pd.read_csv(project_root() / "data/results/adp_mini.csv", dtype={"category": str})
     table = results_table("| MiniFab, 8 products: shots |")
     shots = [int(word) for word in re.search(r"\| MiniFab, 8 products: shots \|([^\n]+)", README)[1].strip(" |").split("|")]
     assert set(table) == set(SHOTS)
-    expected = [cell(rows, *ROWS[name], "minifab", None, k) for k in shots]
+    expected = [written(ROWS[name], "MiniFab", k) for k in shots]
     assert table[name] == expected, f"the README's row should read | {name} | {' | '.join(expected)} |"
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_numbers_of_the_readme_are_the_committed_results(name):
-    rows = pd.read_csv(project_root() / "data/results/adp_mini.csv", dtype={"category": str})
-    expected = [cell(rows, *ROWS[name], dataset, category, 4) for dataset, category in COLUMNS]
+    expected = [written(ROWS[name], unit, 4) for unit in UNITS]
     assert results_table()[name] == expected, f"the README's row should read | {name} | {' | '.join(expected)} |"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_written_tables_are_made_of_the_committed_rows(name):
+    rows = pd.read_csv(project_root() / "data/results/adp_mini.csv", dtype={"category": str})
+    for unit, (dataset, category) in zip(UNITS, COLUMNS, strict=True):
+        for ours, theirs in zip(cell(rows, *ROWS[name], dataset, category, 4).split(" ± "), written(ROWS[name], unit, 4).split(" ± "), strict=True):
+            assert abs(float(ours) - float(theirs)) < 0.11  # the rows have four places
 
 
 def test_every_link_and_picture_of_the_readme_is_there():

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
+from fsad_lib.adp.prompts import TEMPLATES, check_templates, state_embeddings
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
+from fsad_lib.foundation.images import check_images
 from fsad_lib.runs import replacing
 
 __all__ = ["learn_concept", "load_concepts", "p_clip", "save_concepts", "tau_sweep"]
@@ -39,6 +40,9 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
     Returns:
         (B,) in [0, 1]; differentiable.
 
+    Raises:
+        FsadError: no tau above 0; embeddings that are not means over the templates, or of another CLIP.
+
     ``sim`` is a cosine, hence the mean over templates needs no normalising of its own: dividing by its length is part of sim.
 
     Example:
@@ -46,9 +50,14 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
         >>> [round(p, 4) for p in p_clip(f, g_n, g_a, tau=0.5).tolist()]
         [0.8808, 0.1192]
     """
-    if not tau > 0:
+    if tau is None or not tau > 0:
         raise FsadError(
             f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 0.01)."
+        )
+    if g_n.shape != f.shape[-1:] or g_a.shape != f.shape[-1:]:  # (|T|, D) would be set against the images one by one
+        raise FsadError(
+            f"image embeddings {tuple(f.shape)} and the states' {tuple(g_n.shape)} and {tuple(g_a.shape)} found; expected (B, D) and twice (D,): "
+            "take the mean over the templates first, g.mean(0)."
         )
     # exp(sim_n / tau) / (exp(sim_n / tau) + exp(sim_a / tau)) = sigmoid((sim_n - sim_a) / tau)
     sim_n = torch.cosine_similarity(f, g_n[None], dim=-1)
@@ -254,25 +263,22 @@ def _draw(
 
 
 def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma) -> None:  # noqa: ANN001
-    if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
-        raise FsadError(f"found shots of shape {tuple(x.shape)}, expected (K, 3, H, W) with K at least 1.")
+    if not len(check_images(x)):
+        raise FsadError("found no shots, expected at least one.")
     if (pseudo is None) != (gamma is None):
         raise FsadError(
             "pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 2 and 3)."
         )
     if gamma is not None and not 0 <= gamma <= 1:
         raise FsadError(f"gamma is {gamma}, expected a probability in [0, 1].")
-    if pseudo is not None and (pseudo.ndim != 4 or len(pseudo) == 0):
-        raise FsadError(
-            f"found pseudo-anomalies of shape {tuple(pseudo.shape)}, expected (L, 3, H, W) with L at least 1."
-        )
-    if alpha < 0 or steps < 0 or lr <= 0 or batch_size < 1:
+    if pseudo is not None and not len(check_images(pseudo)):
+        raise FsadError("found no pseudo-anomalies, expected at least one.")
+    if not (alpha >= 0 and steps >= 0 and lr > 0 and batch_size >= 1):
         raise FsadError(
             f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}; expected alpha and steps at least 0, lr above 0, "
             "batch_size at least 1."
         )
-    if not templates or any(T.count("{}") != 1 for T in templates):
-        raise FsadError("each template must hold {} once, where the word goes, e.g. 'a photo of a {}'.")
+    check_templates(templates)
     if clip.token_dim != diffusion.token_dim:
         raise FsadError(
             f"CLIP's words have {clip.token_dim} numbers, the diffusion model's {diffusion.token_dim}: one learned word cannot serve both. "

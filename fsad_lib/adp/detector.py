@@ -56,6 +56,9 @@ class ADP:
         visual_weight: factor of the association score, at least 0; the paper says "add".
         scales: window sides of WinCLIP+'s memories.
 
+    Raises:
+        FsadError: prototypes that are not (D,), a temperature, weight or scale out of range.
+
     Example:
         >>> import open_clip
         >>> from fsad_lib.foundation.clip import CLIP
@@ -71,10 +74,11 @@ class ADP:
         self, clip: Any, p_n: Tensor, p_a: Tensor, shots: Tensor, *, tau: float | None = None, visual_weight: float = 1.0,
         scales: Sequence[int] = (2, 3),
     ):  # fmt: skip
-        if visual_weight < 0:
+        if not visual_weight >= 0:
             raise FsadError(f"visual_weight is {visual_weight}, expected at least 0.")
         self.clip, self.p_n, self.p_a = clip, p_n, p_a
         self.tau = 1 / clip.logit_scale if tau is None else tau
+        p_clip(p_n[None] if p_n.ndim == 1 else p_n, p_n, p_a, self.tau)  # prototypes and temperature of the right kind
         self.visual_weight = visual_weight
         self.memory = FeatureMemory(clip, scales).add_shots(shots)
 

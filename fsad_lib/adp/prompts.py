@@ -89,7 +89,14 @@ def state_prompts(c: str, templates: Sequence[str] = TEMPLATES) -> tuple[list[st
     >>> state_prompts("nut", ["a photo of a {}"])
     (['a photo of a flawless nut'], ['a photo of a damaged nut'])
     """
+    check_templates(templates)
     return [T.format(S_n(c)) for T in templates], [T.format(S_a(c)) for T in templates]
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise unless there are templates, each with {} once."""
+    if isinstance(templates, str) or not templates or any(T.count("{}") != 1 for T in templates):
+        raise FsadError("each template must hold {} once, where the word goes, e.g. ['a photo of a {}'].")
 
 
 def state_embeddings(
@@ -118,4 +125,6 @@ def embed(
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D))."""
+    if isinstance(words, str):
+        raise FsadError(f"one string found, {words[:60]!r}; expected a list of words.")
     return {c: state_embeddings(clip, c, concepts, templates) for c in words}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator, resize
+from fsad_lib.foundation.images import check_images
 
 __all__ = ["deal", "pseudo_anomalies", "resize_and_crop"]
 
@@ -52,7 +53,7 @@ def resize_and_crop(
         raise FsadError(
             f"crop_scale is {tuple(crop_scale)}, expected two numbers with 0 < least <= greatest <= 1."
         )
-    height, width = x.shape[-2:]
+    height, width = check_images(x).shape[-2:]
     out = []
     for j, image in enumerate(x):
         u = torch.rand(3, generator=generator(seed, "crop", first_index + j)).tolist()
@@ -101,6 +102,9 @@ def pseudo_anomalies(
     Raises:
         FsadError: no shots, no prompts, n below 1, or settings out of range.
     """
+    check_images(x)
+    if isinstance(prompts, str):
+        raise FsadError(f"one string found, {prompts[:60]!r}; expected a list of sentences.")
     if len(x) == 0 or not prompts or n < 1:
         raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before the diffusion model spends minutes on images that are then refused

@@ -31,7 +31,7 @@ from fsad_lib.adp.prompts import embed, templates
 from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import CLIP, load_clip, patch_grid
+from fsad_lib.foundation.clip import CLIP, check_windows, load_clip
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
@@ -131,13 +131,7 @@ def _check_inputs(run: Run) -> None:
     """The run's own check, and what else only the last stage would notice: a product without words, windows larger than a CLIP's grid."""
     run.check_inputs()
     datasets.class_name(run.dataset, run.category)
-    p = run.profile
-    for section in ("clip", "winclip_clip"):
-        grid, largest = patch_grid(p.path(section), getattr(p, section).architecture), max(p.winclip.scales)
-        if grid is not None and largest > grid:
-            raise FsadError(
-                f"winclip.scales: found a window of {largest} patches a side; expected at most {grid}, as many as {section} has. Lower it."
-            )
+    check_windows(run.profile, "clip", "winclip_clip")
 
 
 # -------------------------------------------------------------------- pseudo-anomalies on disk

@@ -18,6 +18,7 @@ from fsad_lib.anomalysd.masks import Pass, grid_passes, prototype_mask
 from fsad_lib.anomalysd.score import EPSILON, fuse, harmonic_mean, image_score, scale_map
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator, resize
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.inpainting import Inpainting
 from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.patch_memory import PatchMemory
@@ -57,7 +58,7 @@ class Settings:
             f"{name} = {getattr(self, name)!r} ({expected})"
             for name, good, expected in (
                 ("strength", 0 <= self.strength <= 1, "in [0, 1]"), ("alpha", 0 <= self.alpha <= 1, "in [0, 1]"),
-                ("scales", len(self.scales) > 0 and all(k >= 1 for k in self.scales), "at least one number of cells, each at least 1"),
+                ("scales", _are_scales(self.scales), "different whole numbers of cells, each at least 1"),
                 ("num_inference_steps", self.num_inference_steps >= 1, "at least 1"),
                 ("prototype_share", 0 < self.prototype_share <= 1, "in (0, 1]"),
                 ("prototype_margin", 0 <= self.prototype_margin < 0.5, "in [0, 0.5)"),
@@ -72,11 +73,16 @@ class Settings:
             raise FsadError(f"AnomalySD's settings: found {'; '.join(wrong)}. Correct them, in the profile's section anomalysd.")
 
 
+def _are_scales(scales: object) -> bool:
+    whole = isinstance(scales, tuple | list) and all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in scales)
+    return whole and 0 < len(set(scales)) == len(scales)
+
+
 class Category(NamedTuple):
     """What the detector knows of one category: its prompt (see ``prompts.inference_prompt``) and the memory of its normal patches."""
 
     prompt: str
-    memory: PatchMemory | None
+    memory: PatchMemory | None = None
 
 
 class Cost(NamedTuple):
@@ -92,9 +98,11 @@ class Cost(NamedTuple):
 class Scores:
     """Scores of a batch, higher = more anomalous; all maps are (B, H, W) at the model's resolution.
 
-    image (B,), map S_map, scales k -> S^(k), s_ms, s_pg (None where alpha is 0 or nothing is remembered), category: the name that
+    image (B,), map S_map, scales k -> S^(k), s_ms, s_pg (None where nothing is remembered), category: the name that
     each image was treated as. With controls: ``controls["roundtrip"]`` = D(x, VAE(x)), no inpainting at all,
-    ``controls["guided_roundtrip"]`` = S_map with VAE(x) in place of every twin: all that the prototype-guided mask does by itself, and
+    ``controls["guided_roundtrip"]`` = S_map with D(x, VAE(x)) in place of every pass's D: all that the prototype-guided mask does by itself
+    (D is taken once, of the whole decoded image, and then cut to the mask; a twin keeps the image outside its mask, so that there the
+    decoder's errors beside the mask do not count), and
     ``controls["against_roundtrip"]`` = S_map with D(VAE(x), x_hat) in place of D(x, x_hat): both images have gone through the decoder.
     """
 
@@ -140,6 +148,11 @@ class AnomalySD:
                 f"no memory of normal patches for {', '.join(lacking)}, alpha is {settings.alpha}; the prototype-guided mask needs one for "
                 "every category. Give memories, or none at all and alpha = 0."
             )
+        if (most := model.image_size // model.factor) < max(settings.scales):
+            raise FsadError(
+                f"scales {settings.scales} found; the model has {most} latent cells a side, and a smaller region would not be repainted. "
+                f"Expected numbers up to {most}."
+            )
         model.steps(settings.strength, settings.num_inference_steps)  # refuses a strength of less than one step
         self.model, self.lpips, self.categories, self.settings = model, lpips, dict(categories), settings
         self.grid = grid_passes(settings.scales, model.image_size, settings.packed)
@@ -158,7 +171,7 @@ class AnomalySD:
 
     def prototype_distance(self, x: Tensor, category: str) -> Tensor | None:
         """Distance (B, H, W) of every place to the nearest normal patch of the category; None without a memory."""
-        memory = self.categories[category].memory
+        x, memory = self._ready(x), self.categories[self._names(x, category)[0]].memory
         if memory is None:
             return None
         maps = torch.cat([memory.distances(memory.patches(image[None])) for image in x])
@@ -170,7 +183,7 @@ class AnomalySD:
         Raises:
             FsadError: several categories and no memories.
         """
-        names = list(self.categories)
+        names, x = list(self.categories), self._ready(x)
         if len(names) == 1:
             return names * len(x)
         first = self.categories[names[0]].memory
@@ -185,6 +198,8 @@ class AnomalySD:
 
     def passes(self, x: Tensor, category: str) -> list[Pass]:
         """The passes of one image (1, 3, H, W): the grids', then, with a memory, the prototype-guided one."""
+        if len(x) != 1:
+            raise FsadError(f"{len(x)} images found; passes are made for one, (1, 3, H, W).")
         distance = self.prototype_distance(x, category)
         if distance is None:
             return list(self.grid)
@@ -192,7 +207,11 @@ class AnomalySD:
         return [*self.grid, Pass(m.cpu(), 0, "prototype")]
 
     def noise(self, image: str, p: Pass) -> Tensor:
-        """The start noise (1, 4, h, w) of one pass: from (seed, image content, scale, cell) and nothing else."""
+        """The start noise (1, 4, h, w) of one pass: from (seed, image content, scale, cell) and nothing else.
+
+        The content is that of the image at the model's size, in 8 bits. An image that had to be resized may come out one grey level apart
+        somewhere on another kind of processor; it then gets other noise, and its score differs as if by another seed.
+        """
         side = self.model.image_size // self.model.factor
         shape = (1, self.model.vae.config.latent_channels, side, side)
         return torch.randn(shape, generator=generator(self.settings.seed, "inpaint", image, p.k, p.cells))
@@ -227,11 +246,20 @@ class AnomalySD:
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The image (1, 3, H, W) at the model's size and its latent, encoded once for all passes."""
-        x = resize(x, self.model.image_size).to(self.model.device)
+        if len(x) != 1:
+            raise FsadError(f"{len(x)} images found; one is repainted at a time, (1, 3, H, W).")
+        x = self._ready(x).to(self.model.device)
         return x, self.model.posterior(x)[0]
+
+    def _ready(self, x: Tensor) -> Tensor:
+        """Images as float32 at the model's size, and nothing else."""
+        return resize(check_images(x).float(), self.model.image_size)
 
     def _inpaint(self, x: Tensor, z: Tensor, passes: Sequence[Pass], category: str, decode: bool = True) -> Tensor:
         s, n, name = self.settings, len(passes), content_hash(x[0])
+        self._names(x, category)
+        if not n:
+            raise FsadError("no passes found; give those of passes(x, category), or some of them.")
         return self.model.inpaint(
             x.expand(n, -1, -1, -1), torch.stack([p.m for p in passes])[:, None], self._text[category], strength=s.strength,
             noise=torch.cat([self.noise(name, p) for p in passes]), z=z.expand(n, -1, -1, -1), guidance_scale=s.guidance_scale,
@@ -266,10 +294,11 @@ class AnomalySD:
             progress: called with (images done, images in all).
 
         Raises:
-            FsadError: no images, or categories that are unknown or too few.
+            FsadError: images that are not as above, none, or categories that are unknown or too few.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or not len(x):
-            raise FsadError(f"found images of shape {tuple(x.shape)}, expected (B, 3, H, W) with B at least 1.")
+        x = self._ready(x)
+        if not len(x):
+            raise FsadError("found no images, expected at least one.")
         names, found = self._names(x, category), []
         for i, name in enumerate(names):
             found.append(self._one(x[i : i + 1], name, controls))
@@ -302,8 +331,11 @@ class AnomalySD:
         """From twins to scores: "S<k>" of every scale, "s_ms", "s_pg" (None without its pass) and "map", each (1, H, W).
 
         Args:
-            x: (1, 3, H, W) at the model's size; x_hat: (P, 3, H, W), its :meth:`twins`; passes: P, theirs.
+            x: (1, 3, H, W) at the model's size; x_hat: (P, 3, H, W), its :meth:`twins`; passes: P, those that :meth:`twins` returned
+                with them.
         """
+        if len(x_hat) != len(passes):
+            raise FsadError(f"{len(x_hat)} twins and {len(passes)} passes found; give the passes that twins(x, passes, category) returns.")
         s, d = self.settings, self.difference(x, x_hat)
         m = torch.stack([p.m for p in passes]).to(d.device)
         of = {k: [n for n, p in enumerate(passes) if p.k == k] for k in (*s.scales, 0)}

@@ -33,7 +33,7 @@ from fsad_lib.plots import (
 )
 
 __all__ = [
-    "foregrounds", "loss_curves", "map_strip", "of_run", "overview", "picture_rows", "score_sentence", "sensitivity", "twin_rows", "write_all",
+    "foregrounds", "loss_curves", "map_strip", "of_run", "overview", "picture_rows", "reason_sentence", "score_sentence", "sensitivity", "twin_rows", "write_all",
 ]  # fmt: skip
 
 COLOURS = {"image_auroc": BLUE, "pixel_auroc": GREEN, "aupro": ORANGE}
@@ -236,6 +236,31 @@ def score_sentence(good: float, bad: float) -> str:
     if bad > good:
         return f"The defective part scores higher ({bad:.3f}) than the good one ({good:.3f}), as it should."
     return f"The defective part scores {bad:.3f}, the good one {good:.3f}: on this pair the score is wrong."
+
+
+def reason_sentence(ratio: dict[str, float], outranked: bool) -> str:
+    """Why a defect was, or was not, found: ratios of the score inside it to the score elsewhere, compared in words.
+
+    Args:
+        ratio: "S^{(k)}" of each scale, "S_{map}", and of the two controls "guided autoencoder" and "autoencoder".
+        outranked: whether a good part scores as high. "Clearly" means by a tenth; one and a half is far above the surroundings: our own lines.
+
+    >>> reason_sentence({"S^{(2)}": 1.5, "S_{map}": 1.3, "guided autoencoder": 1.3, "autoencoder": 1.5}, True)
+    'Repainting cannot be told from the autoencoder alone: no scale reaches clearly more (1.50) than it does (1.50).'
+    """
+    whole, guided, alone = (ratio[name] for name in ("S_{map}", "guided autoencoder", "autoencoder"))
+    best = max(value for name, value in ratio.items() if name.startswith("S^"))
+    if best < 1.1 * alone:
+        return f"Repainting cannot be told from the autoencoder alone: no scale reaches clearly more ({best:.2f}) than it does ({alone:.2f})."
+    beyond = f"A scale sets the defect off ({best:.2f}) beyond the autoencoder alone ({alone:.2f})"
+    if whole < 1.1 * alone:
+        return f"{beyond}, but the fused map ({whole:.2f}) cannot be told from the autoencoder alone."
+    if whole < 1.1 * guided:
+        return f"{beyond}, but the fused map ({whole:.2f}) cannot be told from the guided autoencoder ({guided:.2f}): the mask alone does as much."
+    if whole < 1.5:
+        return f"{beyond}, but other places differ nearly as much in the fused map ({whole:.2f}): the twins are not close enough to the part."
+    lost = "; the image score loses it, since good parts have peaks as high somewhere" if outranked else ""
+    return f"{beyond}, and the fused map finds the place ({whole:.2f}){lost}."
 
 
 @styled

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fsad_lib.anomalysd.masks import random_rectangle
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator, resize
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.inpainting import Inpainting
 from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.runs import replacing
@@ -224,8 +225,8 @@ def _deal(n: int, batch_size: int, draw: torch.Generator) -> list[int]:
 
 
 def _images(model: Inpainting, x: Tensor, steps: int, lr: float, batch_size: int) -> Tensor:
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x):
-        raise FsadError(f"found normal images of shape {tuple(x.shape)}, expected (N, 3, H, W) with N at least 1.")
+    if not len(x := check_images(x).float()):
+        raise FsadError("found no normal image, expected at least one.")
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise FsadError(f"found steps {steps}, lr {lr}, batch_size {batch_size}; expected at least 0, above 0, at least 1.")
     return resize(x, model.image_size)

@@ -72,11 +72,15 @@ def _foreground(image: np.ndarray) -> np.ndarray:
         keep = ring & (distance <= np.median(distance[ring]))
     otsu = threshold_otsu(distance)
     body = distance > otsu
+    if not body.any() or body.all():  # one colour all over
+        return np.ones((SIDE, SIDE), bool)
     inside, outside = np.median(distance[body]), np.median(distance[~body])
     sides = (body[0], body[-1], body[:, 0], body[:, -1])
     if body[ring].mean() > 0.25 or all(side.any() for side in sides) or inside < 4 * outside or inside < 0.06:
         return np.ones((SIDE, SIDE), bool)
     labels, n = ndimage.label(ndimage.binary_fill_holes(ndimage.binary_closing(body, iterations=3)))
+    if not n:
+        return np.ones((SIDE, SIDE), bool)
     areas = ndimage.sum_labels(np.ones_like(labels), labels, range(1, n + 1))
     body = np.isin(labels, 1 + np.flatnonzero(areas >= max(0.1 * areas.max(), 0.01 * SIDE**2)))
     body = ndimage.binary_dilation(body, iterations=3)  # a stain may lie across the outline

@@ -33,13 +33,14 @@ from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_pro
 from fsad_lib.anomalysd.score import fuse, image_score
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.clip import check_windows
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
 from fsad_lib.metrics import metric_rows, pixel_metrics
 from fsad_lib.profiles import missing_checkpoints, sections
 from fsad_lib.progress import counter
-from fsad_lib.runs import Run, absolute_path, portable_path, replacing, shared_run, write_json
+from fsad_lib.runs import Run, absolute_path, portable_path, read_record, replacing, shared_run, write_json
 
 __all__ = [
     "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "load_tuned", "personalize",
@@ -133,6 +134,19 @@ def tuned_run(run: Run) -> Run:
     return shared_run(run, "11_personalize", lambda key: not key.startswith("anomalysd.") or key.removeprefix("anomalysd.") in TRAINING)
 
 
+def _check_inputs(run: Run) -> None:
+    """The run's own check, and what else only the last stage would notice: cells smaller than a latent one, windows larger than CLIP's grid."""
+    run.check_inputs()
+    p = run.profile
+    check_windows(p, "winclip_clip")
+    levels = len(read_record(p.path("inpainting") / "vae" / "config.json").get("block_out_channels", [0]))
+    most, largest = p.inpainting.image_size >> (levels - 1), max(p.anomalysd.scales)
+    if largest > most:
+        raise FsadError(
+            f"anomalysd.scales: found {largest} cells a side; expected at most {most}, the latent cells, for a smaller region would not be repainted. Lower it."
+        )
+
+
 # -------------------------------------------------------------------- stage 1
 def personalize(run: Run) -> Personalized:
     """Fine-tune one model on the shots of all categories: the U-Net to repaint, then the decoder to draw sharply.
@@ -141,9 +155,9 @@ def personalize(run: Run) -> Personalized:
         run: a run of stage "11_personalize"; its profile's section ``anomalysd`` holds all hyper-parameters. Products lie in the folder
             of :func:`tuned_run`.
     """
+    _check_inputs(run)
     run = tuned_run(run)
     a = run.profile.anomalysd
-    run.check_inputs()
     shots = [(name, path) for name in run.categories for path in run.shot_paths(name)]
     names, paths = [name for name, _ in shots], [path for _, path in shots]
     x = datasets.read_images(paths, run.profile.inpainting.image_size)
@@ -225,7 +239,7 @@ def synthesize(run: Run) -> Synthesized:
     Args:
         run: a run of stage "21_synthesize".
     """
-    run.check_inputs()
+    _check_inputs(run)
     if not run.has("twins.npz"):
         detector = build_detector(run, merged=False)
         test = run.table().query("split == 'test'")
@@ -283,7 +297,7 @@ def evaluate(run: Run) -> Evaluated:
     scale_<k>            one scale alone, S^(k)
     alpha_<a>            another weight of the prototype-guided map: 0 without it, 1 nothing else
     roundtrip            control: D(x, VAE(x)), no inpainting at all
-    guided_roundtrip     control: S_map with VAE(x) in place of every twin: the prototype-guided mask without repainting
+    guided_roundtrip     control: S_map with D(x, VAE(x)) in place of every pass's D: the prototype-guided mask without repainting
     against_roundtrip    control: D(VAE(x), x_hat) in place of D(x, x_hat): both have gone through the decoder
     winclip              WinCLIP+ on WinCLIP's own CLIP
     patch_memory         nearest neighbours over the backbone's patches
@@ -297,7 +311,7 @@ def evaluate(run: Run) -> Evaluated:
         run: a run of stage "41_evaluate".
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
-    run.check_inputs()
+    _check_inputs(run)
     if not run.has(*made):
         test, judge = run.table().query("split == 'test'"), _Judge(run)
         if test.empty:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
+from fsad_lib.foundation.images import check_images
 
 Progress = Callable[[int, int], None]
 
@@ -37,9 +38,9 @@ def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
 
 
 def check_training(x: Tensor, steps: int | None = None) -> None:
-    """Raise unless x is a batch of images in [0, 1] and steps a whole number of at least 1 (None: there are none)."""
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise FsadError(f"expected normal images (N, 3, H, W) in [0, 1], at least one, found {x.dtype} {tuple(x.shape)}")
+    """Raise unless x is a batch of images in [0, 1], at least one, and steps a whole number of at least 1 (None: there are none)."""
+    if not len(check_images(x)):
+        raise FsadError("no image found; expected at least one")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise FsadError(f"steps {steps!r} found; expected a whole number of at least 1")
 

@@ -18,7 +18,9 @@ mask_path  absolute path of the defect's mask, or None; in mvtec_loco the folder
 
 from __future__ import annotations
 
+import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,6 +162,37 @@ def has_masks(table: pd.DataFrame) -> bool:
     test = table[table["split"] == "test"]
     bad = test[test["label"] != 0]
     return bool(len(bad)) and bool((bad["label"] == 1).all()) and bool(bad["mask_path"].notna().all())
+
+
+@lru_cache(maxsize=100_000)
+def _decodes(path: str, size: int, stamp: int) -> str:
+    """What is wrong with an image file; "" if it can be read. Remembered as long as the file stays the same."""
+    from fsad_lib.datasets.images import open_image
+
+    try:
+        open_image(path)
+    except FsadError as error:
+        return str(error)
+    return ""
+
+
+def check_readable(table: pd.DataFrame) -> None:
+    """Decode every image of a table, so that a damaged one is named before anything is learned.
+
+    Raises:
+        FsadError: images that cannot be read; every one is named, up to five.
+    """
+    problems = []
+    for path in table["path"]:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            problems.append(f"cannot read {path}: {error.strerror}")
+            continue
+        if problem := _decodes(path, stat.st_size, stat.st_mtime_ns):
+            problems.append(problem)
+    if problems:
+        raise FsadError("\n".join(problems[:5]) + (f"\n... and {len(problems) - 5} more images." if len(problems) > 5 else ""))
 
 
 def check_masks(table: pd.DataFrame) -> None:

@@ -348,9 +348,15 @@ def _check_category(category: Path, name: str, report: Report, root: Path) -> No
     if count["train", 0] < 16:
         report.add(
             "note",
-            f"{name}: {count['train', 0]} normal images allow 1 to {count['train', 0]} shots; "
+            f"{name}: {count['train', 0]} normal image{'s allow 1 to' if count['train', 0] > 1 else ' allows'} {count['train', 0]} shot{'s' if count['train', 0] > 1 else ''}; "
             "2 to 4 good images give no reliable threshold, only a ranking",
         )
+    if count["test", 1] and not count["test", 0]:
+        kinds = ", ".join(sorted({f"test/{r[4]}" for r in rows if r[3] == 1}))
+        report.add(
+            "note", f"{name}: every sorted test image counts as defective ({kinds}) and none as good, so that nothing can be measured",
+            "test/good for images without a defect; unsorted ones directly in test, or in test/unknown",
+        )  # fmt: skip
     for kind in sorted({r[4] for r in rows if r[4] != "good" and r[4].lower() in ("good", "ok", "normal", "okay")}):
         report.add(
             "warning",

@@ -10,7 +10,8 @@ Protocol (ours): categories ``mono`` and ``poly``.
 - ``half`` (categories ``mono_half``, ``poly_half``): below 0.5 normal, above it defective; nothing is left out.
 
 The training split, from which shots are drawn, is the same in both: `POOL` cells of probability 0, fixed by hashing
-their names, and never tested.
+their names, and never tested. Which of them are the shots of a seed depends on the category's name, so ``mono`` and ``mono_half``
+have different shots.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TREE = """expected:
   <root>/<category>/train/good/*.png      normal images (or <root>/good/*.png)
-  <root>/<category>/test/*                images to judge: test/good, test/<kind of defect>, or directly in test
+  <root>/<category>/test/*                images to judge: test/good, test/<kind of defect>; unsorted ones directly in test, or in test/unknown
   <root>/<category>/ground_truth/<kind>/<name>_mask.png   (optional)"""
 
 

@@ -9,12 +9,17 @@ __all__ = ["limit_of", "sample"]
 
 
 def limit_of(test_images: int | tuple[tuple[str, int], ...] | None, dataset: str) -> int | None:
-    """A profile's ``test_images`` for one data set: a number for all, pairs for single ones, None: every image.
+    """A profile's ``test_images`` for one data set: a number for all, pairs for single ones, None: every image. Of a user's own folder every
+    image is judged, unless a pair names it.
 
     >>> limit_of((("elpv", 128),), "elpv"), limit_of((("elpv", 128),), "minifab"), limit_of(20, "minifab")
     (128, None, 20)
+    >>> limit_of(20, "folder"), limit_of((("folder", 20),), "folder")
+    (None, 20)
     """
-    return dict(test_images).get(dataset) if isinstance(test_images, tuple) else test_images
+    if isinstance(test_images, tuple):
+        return dict(test_images).get(dataset)
+    return None if dataset == "folder" else test_images
 
 
 def sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:

@@ -36,7 +36,9 @@ def file_sha256(path: str | Path) -> str:
         raise FsadError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _training(table: pd.DataFrame, category: str) -> tuple[Path, list[str]]:
+def _training(table: pd.DataFrame, dataset: str, category: str) -> tuple[Path, list[str]]:
+    """The folder that paths are relative to, and the training images. Of a user's folder it is the product's own, so that the same
+    shots are drawn whether the product's folder was given or the one around it."""
     chosen = table[(table["category"] == category) & (table["split"] == "train") & (table["label"] == 0)]
     paths = sorted(chosen["path"])
     if not paths:
@@ -44,6 +46,9 @@ def _training(table: pd.DataFrame, category: str) -> tuple[Path, list[str]]:
             f"no normal training image of category {category!r} in the table; expected at least one"
         )
     root = table.attrs.get("root") or os.path.commonpath([os.path.dirname(p) for p in paths])
+    own = Path(root) / category
+    if dataset == "folder" and all(Path(p).is_relative_to(own) for p in paths):
+        root = own
     return Path(root), [Path(os.path.relpath(p, root)).as_posix() for p in paths]
 
 
@@ -64,7 +69,7 @@ def manifest_path(
         folder = project_root() / "data" / "shots"
     name = f"seed{int(seed)}"
     if dataset == "folder":
-        root, paths = _training(table, category)
+        root, paths = _training(table, dataset, category)
         listing = sorted((p, file_sha256(root / p)) for p in paths)
         name += "-" + sha256(json.dumps(listing).encode()).hexdigest()[:12]
     return Path(folder) / dataset / category / f"{name}.json"
@@ -80,13 +85,13 @@ def manifest(
         folder: where manifests lie; <project root>/data/shots by default.
 
     Returns:
-        [{"path": relative to the data set's folder, "sha256": of the file}, ...], all training images.
+        [{"path": relative to the data set's folder, of a user's own to the product's, "sha256": of the file}, ...], all training images.
 
     Raises:
         FsadError: the manifest is unreadable, or names other images than the table holds.
     """
     path = manifest_path(table, dataset, category, seed, folder)
-    root, paths = _training(table, category)
+    root, paths = _training(table, dataset, category)
     fresh = [
         {"path": p, "sha256": file_sha256(inside(root, p))}
         for p in sorted(paths, key=lambda p: sha256(f"{int(seed)}/{category}/{p}".encode()).digest())
@@ -153,7 +158,7 @@ def take(
     Raises:
         FsadError: k is not a whole number from 1 to the number of training images.
     """
-    root, paths = _training(table, category)
+    root, paths = _training(table, dataset, category)
     if isinstance(k, bool) or int(k) != k or not 1 <= k <= len(paths):
         raise FsadError(
             f"{k!r} shots asked of {dataset} {category}; expected 1 to {len(paths)}, the normal training "

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import check_images
 
 __all__ = ["TRUNK_STAGES", "Backbone", "load_backbone", "load_trunk"]
 
@@ -69,12 +70,7 @@ class Backbone:
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], resized to the square (bicubic, antialiased) and normalised."""
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise FsadError(
-                f"expected a float image batch (B, 3, H, W) in [0, 1], found {x.dtype} {tuple(x.shape)}; "
-                "read images with fsad_lib.datasets.read_images."
-            )
-        x = x.to(self.device, torch.float32)
+        x = check_images(x).to(self.device, torch.float32)
         size = (self.image_size, self.image_size)
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
-__all__ = ["CLIP", "END_OF_TEXT", "expand_token_rows", "load_clip", "patch_grid"]
+__all__ = ["CLIP", "END_OF_TEXT", "check_windows", "expand_token_rows", "load_clip", "patch_grid"]
 
 END_OF_TEXT = 49407
 WEIGHTS = (
@@ -104,12 +105,7 @@ class CLIP:
 
         Resized directly to the square (bicubic, antialiased, clamped to [0, 1]) and normalised.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise FsadError(
-                f"expected a float image batch (B, 3, H, W) in [0, 1], found {x.dtype} {tuple(x.shape)}; "
-                "read images with fsad_lib.datasets.read_images."
-            )
-        x = x.to(self.device, torch.float32)
+        x = check_images(x).to(self.device, torch.float32)
         size = (self.image_size, self.image_size)
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -170,7 +166,7 @@ class CLIP:
     @torch.no_grad()
     def encode_image(self, x: Tensor, batch_size: int = 64) -> Tensor:
         """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size."""
-        return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in x.split(batch_size)])
+        return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in check_images(x).split(batch_size)])
 
     # Text
 
@@ -343,6 +339,17 @@ def patch_grid(checkpoint: str | Path, architecture: str | None = None) -> int |
         return None
     size, patch = (config["vision_cfg"].get(*key) for key in (("image_size", 224), ("patch_size", 16)))  # open_clip's own defaults
     return size // patch if isinstance(size, int) and isinstance(patch, int) and patch > 0 else None
+
+
+def check_windows(profile: Any, *sections: str) -> None:
+    """Raise where a window of ``winclip.scales`` is larger than the patch grid of a CLIP of the profile's, without reading its weights."""
+    largest = max(profile.winclip.scales)
+    for section in sections:
+        grid = patch_grid(profile.path(section), getattr(profile, section).architecture)
+        if grid is not None and largest > grid:
+            raise FsadError(
+                f"winclip.scales: found a window of {largest} patches a side; expected at most {grid}, as many as {section} has. Lower it."
+            )
 
 
 def expand_token_rows(rows: Tensor, ids: Tensor, vocab_size: int) -> Tensor:

@@ -17,6 +17,7 @@ device changes which noise an image gets.
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.tokens import inject, insert_concepts
 
 __all__ = [
@@ -176,7 +178,7 @@ class Diffusion:
         Returns:
             mean and std, each (B, 4, h, w), scaled; ``z = mean + std * eps`` is one sample.
         """
-        x = resize(x, self.image_size).to(self.device)
+        x = resize(check_images(x), self.image_size).to(self.device)
         parts = [self.vae.encode(2 * part - 1).latent_dist for part in x.split(batch_size)]
         scale = self.vae.config.scaling_factor
         return scale * torch.cat([p.mean for p in parts]), scale * torch.cat([p.std for p in parts])
@@ -254,7 +256,8 @@ class Diffusion:
             x: (B, 3, H, W) in [0, 1]; resized to ``image_size``.
             prompts: B sentences, or text states (B, 77, C).
             strength: share of the noise schedule that is run, in [0, 1]. 0 leaves only the autoencoder's round trip;
-                1 keeps nothing of the image. The number of denoising steps is ``int(num_inference_steps * strength)``.
+                1 runs all of it, which on diffusers' schedule still begins with a little of the image left (:meth:`generate` begins with
+                noise alone). The number of denoising steps is ``int(num_inference_steps * strength)``.
             guidance_scale: classifier-free guidance; 1 or less: none.
             seed, first_index: image i draws from ``generator(seed, "sdedit", first_index + i)``, whatever its batch.
             progress: called with (images done, images in all) after each batch.
@@ -263,18 +266,21 @@ class Diffusion:
             (B, 3, image_size, image_size) in [0, 1].
 
         Raises:
-            FsadError: a strength outside [0, 1], or above 0 but too small for one step; prompts and images of different number.
+            FsadError: images that are not as above; a strength outside [0, 1], or above 0 but too small for one step; prompts and images of
+                different number.
         """
         _check_steps(num_inference_steps)
         if not 0 <= strength <= 1:
             raise FsadError(
-                f"strength is {strength}, expected a number in [0, 1]: 0 keeps the image, 1 replaces it."
+                f"strength is {strength}, expected a number in [0, 1]: 0 keeps the image, 1 runs the whole schedule."
             )
         if strength > 0 and int(num_inference_steps * strength) == 0:
             raise FsadError(
                 f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
-                f"least {-int(-1 // strength)}, or the strength to at least {1 / num_inference_steps:.3g}."
+                f"least {math.ceil(1 / strength)}, or the strength to at least {least_strength(num_inference_steps)}."
             )
+        x = check_images(x)  # diffusers would take a batch with one negative value for images in [-1, 1]
+        _check_sentences(prompts)
         if len(prompts) != len(x):
             raise FsadError(
                 f"found {len(x)} images and {len(prompts)} prompts; give one prompt for each image."
@@ -300,6 +306,7 @@ class Diffusion:
     def _states(self, prompts: Sequence[str] | Tensor, concepts: Mapping[str, Tensor] | None) -> Tensor:
         if isinstance(prompts, Tensor):
             return prompts.to(self.device)
+        _check_sentences(prompts)
         unique = sorted(set(prompts))
         if not unique:
             return torch.empty(0, CONTEXT, self.token_dim, device=self.device)
@@ -338,6 +345,20 @@ def resize(x: Tensor, size: int) -> Tensor:
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def least_strength(steps: int) -> float:
+    """The least strength of three places that runs one of so many steps.
+
+    >>> least_strength(3), int(3 * least_strength(3))
+    (0.334, 1)
+    """
+    return math.ceil(1000 / steps) / 1000
+
+
+def _check_sentences(prompts: Any) -> None:
+    if isinstance(prompts, str):
+        raise FsadError(f"one string found, {prompts[:60]!r}; expected a list of sentences.")
 
 
 def _check_steps(num_inference_steps: int) -> None:

@@ -53,7 +53,7 @@ class Lpips(nn.Module):
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or min(x.shape[-2:]) < LEAST_SIDE:
             raise FsadError(
                 f"LPIPS expects float images (B, 3, H, W) in [0, 1] of at least {LEAST_SIDE} pixels a side, found {x.dtype} "
-                f"{tuple(x.shape)}; enlarge them or give perceptual_size."
+                f"{tuple(x.shape)}; enlarge them."
             )
         h, out = ((2 * x - 1) - self.shift) / self.scale, []
         for i, conv in enumerate(self.convs):

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
 
 __all__ = ["VQGAN", "LossWeights", "PatchDiscriminator", "VggLpips", "VqLoss", "export_taming", "load_vqgan", "save_vqgan", "taming_name"]
@@ -170,12 +171,13 @@ class VQGAN:
         """q(x): latents (B, channels, H / factor, W / factor) of images, before the codebook.
 
         Raises:
-            FsadError: another shape or dtype, or sides that `factor` does not divide.
+            FsadError: another shape, dtype or range, no image, or sides that `factor` does not divide.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or any(s % self.factor or not s for s in x.shape[-2:]):
+        x = check_images(x)
+        if not len(x) or any(s % self.factor or not s for s in x.shape[-2:]):
             raise FsadError(
-                f"expected float images (B, 3, H, W) in [0, 1] whose sides are multiples of {self.factor}, found {x.dtype} "
-                f"{tuple(x.shape)}; read them with fsad_lib.datasets.read_images at such a size."
+                f"expected at least one image (B, 3, H, W) whose sides are multiples of {self.factor}, found {tuple(x.shape)}; "
+                "read them with fsad_lib.datasets.read_images at such a size."
             )
         return self.model.encode(2 * x - 1).latents
 
@@ -390,7 +392,8 @@ def export_taming(vqgan: VQGAN, folder: str | Path) -> Path:
         "embed_dim": vqgan.channels, "n_embed": vqgan.codes,
         "ddconfig": {
             "double_z": False, "z_channels": config.latent_channels, "in_channels": 3, "out_ch": 3, "ch": channels[0],
-            "ch_mult": [c / channels[0] for c in channels], "num_res_blocks": config.layers_per_block,
+            "ch_mult": [c // channels[0] for c in channels], "num_res_blocks": config.layers_per_block, "dropout": 0.0,
+            "resolution": config.sample_size, "attn_resolutions": [config.sample_size // 2**i for i, kind in enumerate(config.down_block_types) if "Attn" in kind],
             "norm_num_groups": config.norm_num_groups,
         },
     }  # fmt: skip
@@ -417,12 +420,21 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     Checkpoints of 2020 also name classes of pytorch-lightning (as keys of its callbacks' state). Those names alone are
     bound to an empty class of ours; every other name is refused.
     """
+    named: list[str] = []
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         lightning = [(type("Forgotten", (_Forgotten,), {}), name) for name in named if name.split(".")[0] == "pytorch_lightning"]
         with torch.serialization.safe_globals(lightning):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, AssertionError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:
+        refused = sorted(name for name in named if name.split(".")[0] != "pytorch_lightning")
+        if refused:  # a whole file, with more in it than weights
+            raise FsadError(
+                f"{path} holds more than weights: {', '.join(refused[:3])}. Nothing but tensors is ever unpickled here; save its state_dict alone: "
+                "torch.save({'state_dict': state_dict}, path)."
+            ) from error
+        raise FsadError(f"{path} cannot be read as a checkpoint of weights ({' '.join(str(error).split())[:200]}). Download it again.") from error
+    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise FsadError(f"{path} cannot be read as a checkpoint of weights ({text}). Download it again.") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}

@@ -5,6 +5,7 @@ unknown keys. Paths are relative to the project root; :meth:`Profile.path` resol
 """
 
 import difflib
+import math
 import os
 import re
 from functools import cache
@@ -55,7 +56,7 @@ def _at_least_one_step(steps: int, strength: float | None) -> int:
     if strength is not None and int(steps * strength) == 0:
         raise PydanticCustomError(
             "steps", "at strength {strength} that is less than one step: raise it to at least {steps}, or the strength to at least {least}",
-            {"strength": strength, "steps": -int(-1 // strength), "least": f"{1 / steps:.3g}"},
+            {"strength": strength, "steps": math.ceil(1 / strength), "least": math.ceil(1000 / steps) / 1000},
         )  # fmt: skip
     return steps
 

@@ -17,6 +17,7 @@ from fsad_lib.tables._rows import (
     NONE,
     NOT_RUN,
     PAPER_UNITS,
+    _bootstrap_images,
     collect,
     difference,
     expected_categories,
@@ -350,9 +351,12 @@ def one_run(rows: Sequence[dict], part: str | None = None, group: str = "all") -
     return pd.DataFrame(records)
 
 
-def compare(rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str = "image_auroc") -> str:
+def compare(
+    rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str = "image_auroc", predictions: pd.DataFrame | None = None
+) -> str:
     """AnomalySD (category given) against each of ``others``, (method, protocol), one line each, from the rows of one run: the paired
-    difference over its categories with the 95 % interval of a bootstrap over them; without an interval for one category."""
+    difference over its categories with the 95 % interval of a bootstrap over them; over the images of ``predictions`` where there is one
+    category (image AUROC only), and without a verdict where no interval can be had."""
     from fsad_lib.metrics import bootstrap_mean
 
     table = pd.DataFrame([row for row in rows if row["group"] == "all" and row.get(metric) is not None])
@@ -362,12 +366,29 @@ def compare(rows: Sequence[dict], others: Sequence[tuple[str, str]], metric: str
     mine = 100 * wide.loc[("anomalysd", "given")]
     for key in others:
         gaps = mine - 100 * wide.loc[key]
-        mean, low, high = bootstrap_mean(gaps.to_dict()) if len(gaps) > 1 else (gaps.mean(), np.nan, np.nan)
+        label, _ = ROWS.get(key, (key[0], ""))
+        if len(gaps) > 1:
+            mean, low, high = bootstrap_mean(gaps.to_dict())
+        elif predictions is not None and metric == "image_auroc":
+            mean, low, high = (100 * value for value in _image_gap(predictions, key))
+        else:
+            lines.append(f"AnomalySD {mine.mean():.1f}, {label}, {key[1]} {(100 * wide.loc[key]).mean():.1f} {METRICS[metric]}; one product, no interval")
+            continue
         gap = {"mean": mean, "low": low, "high": high}
         says = {"yes": "better than", "no": "worse than"}.get(verdict(gap), "not told apart from")
-        label, _ = ROWS.get(key, (key[0], ""))
         lines.append(f"AnomalySD ({mine.mean():.1f}) is {says} {label}, {key[1]} ({(100 * wide.loc[key]).mean():.1f}): {interval(gap)} points of {METRICS[metric]}")
     return "\n".join(lines)
+
+
+def _image_gap(predictions: pd.DataFrame, key: tuple[str, str]) -> tuple[float, float, float]:
+    """Image AUROC of AnomalySD minus that of ``key``, (method, protocol), with the 95 % interval from resampling images of each class."""
+    gaps = []
+    for method, part in (("anomalysd", "given"), key):
+        table = predictions[(predictions.method == method) & (predictions.part == part) & (predictions.label >= 0)].sort_values("path")
+        scores = table.score.to_numpy(float), table.label.to_numpy() == 1
+        steps = scores[0][scores[1]][:, None] - scores[0][~scores[1]][None]
+        gaps.append((steps > 0) + 0.5 * (steps == 0))
+    return _bootstrap_images(gaps[0] - gaps[1])
 
 
 # -------------------------------------------------------------------- files

@@ -195,7 +195,7 @@ def by_defect(predictions: pd.DataFrame, keys: Sequence[str] = ("adp_text", "mem
 def failures(predictions: pd.DataFrame, key: str = "adp", n: int = 6) -> pd.DataFrame:
     """The n defective images with the lowest and the n good images with the highest score, worst first.
 
-    Adds ``mistake`` ("missed" or "false alarm") and ``worse``: the share of the other class that is scored on the wrong side of
+    Adds ``mistake`` ("missed" or "false alarm"; "no mistake" where the image lies on the right side of all others) and ``worse``: the share of the other class that is scored on the wrong side of
     this image (a missed defect: how many good parts look more anomalous).
     """
     table = scores_of(predictions, key)
@@ -204,7 +204,8 @@ def failures(predictions: pd.DataFrame, key: str = "adp", n: int = 6) -> pd.Data
     alarms = good.sort_values(["score", "path"], ascending=[False, True]).head(n).assign(mistake="false alarm")
     missed["worse"] = [float((good.score >= s).mean()) for s in missed.score]
     alarms["worse"] = [float((bad.score <= s).mean()) for s in alarms.score]
-    return pd.concat([missed, alarms], ignore_index=True)
+    table = pd.concat([missed, alarms], ignore_index=True)
+    return table.assign(mistake=table["mistake"].where(table["worse"] > 0, "no mistake"))
 
 
 def typical(predictions: pd.DataFrame, key: str = "adp", n: int = 2) -> pd.DataFrame:

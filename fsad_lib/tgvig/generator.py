@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.vqgan import VQGAN
 
 __all__ = ["Augmentation", "LatentDistribution", "augment", "images_each", "latent_distribution", "sample", "synthesize"]
@@ -87,8 +88,9 @@ def augment(x: Tensor, n: int, factor: int, seed: int | str = 0, settings: Augme
         FsadError: another shape or range, n below 1, a negative range, a shift of a cell or more, an unknown kind.
     """
     s = settings
-    if x.ndim != 3 or x.shape[0] != 3 or not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
+    if x.ndim != 3:
         raise FsadError(f"expected one float image (3, H, W) in [0, 1], found {x.dtype} {tuple(x.shape)}; read it with datasets.read_image.")
+    x = check_images(x[None])[0]
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise FsadError(f"n is {n!r}; expected the number of augmented images, at least 1, the original among them")
     shift = max(factor // 4, min(1, factor - 1)) if s.shift is None else s.shift
@@ -188,7 +190,12 @@ def synthesize(
         >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4))
         >>> synthesize(vqgan, torch.rand(2, 3, 16, 16), m=5, n=3).shape
         torch.Size([6, 3, 16, 16])
+
+    Raises:
+        FsadError: images that are not as above, none, or values out of range; see :func:`augment` and :func:`latent_distribution`.
     """
+    if not len(check_images(x)):
+        raise FsadError("no original found; expected at least one")
     out = []
     for k, original in enumerate(x):
         z = vqgan.encode(augment(original, n, vqgan.factor, f"{seed}/{k}", augmentation).to(vqgan.device))

@@ -1,6 +1,6 @@
 """How good and how different generated images are (Table 2): Inception Score, SSIM, PSNR, LPIPS.
 
-SSIM, PSNR and the Inception Score's arithmetic are torchmetrics'; LPIPS is :mod:`fsad_lib.foundation.perceptual`, which the tests
+SSIM, PSNR and the Inception Score's arithmetic are torchmetrics' (SSIM's mean over the places whose window lies within the image); LPIPS is :mod:`fsad_lib.foundation.perceptual`, which the tests
 hold against torchmetrics'.
 
 Two remarks on the paper's Table 2. An Inception Score is exp of a mutual information between image and class, so it lies between 1 and
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone, load_backbone
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.perceptual import Lpips
 
 __all__ = ["Classifier", "Quality", "inception_score", "load_classifier", "quality"]
 
 INCEPTION = "inception_v3.tf_in1k"
+EDGE = 5  # pixels of an SSIM window of 11 beyond its centre
 
 
 class Classifier(nn.Module):
@@ -91,7 +93,7 @@ def inception_score(x: Tensor, classifier: nn.Module, batch_size: int = 16) -> f
     """
     from torchmetrics.image.inception import InceptionScore
 
-    _images(x)
+    x = _images(x)
     with warnings.catch_warnings():  # about the buffer's size, and about the standard deviation over a single split
         warnings.simplefilter("ignore", UserWarning)
         metric = InceptionScore(feature=classifier, splits=1)
@@ -111,12 +113,14 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    _images(x), _images(originals)
+    x, originals = _images(x), _images(originals)
     origin = torch.as_tensor(origin, device=originals.device)
     if origin.shape != (len(x),) or x.shape[1:] != originals.shape[1:] or not (int(origin.min()) >= 0 and int(origin.max()) < len(originals)):
-        raise FsadError(f"{tuple(x.shape)} images of originals {tuple(originals.shape)} with {tuple(origin.shape)} origins found; expected one each")
+        raise FsadError(f"{tuple(x.shape)} images of originals {tuple(originals.shape)} with {tuple(origin.shape)} origins found; expected one each, from 0 to {len(originals) - 1}")
     y = originals[origin].to(x)
-    ssim = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
+    _, full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)
+    inside = full[..., EDGE:-EDGE, EDGE:-EDGE] if min(x.shape[-2:]) > 2 * EDGE else full
+    ssim = inside.mean((1, 2, 3))  # where the whole window lies within the image (Wang et al. 2004); torchmetrics' own mean includes a mirrored edge
     psnr = peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3))
     with torch.no_grad():
         far = torch.cat([lpips.distance(a, b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
@@ -124,6 +128,8 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
     return Quality(score, getattr(classifier, "label", "Inception Score"), len(x), float(ssim.mean()), float(psnr.mean()), float(far.mean()))
 
 
-def _images(x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise FsadError(f"expected float images (n, 3, H, W) in [0, 1], at least one, found {x.dtype} {tuple(x.shape)}")
+def _images(x: Tensor) -> Tensor:
+    x = check_images(x)
+    if not len(x):
+        raise FsadError("no image found; expected at least one")
+    return x

@@ -2,8 +2,9 @@
 
 What the paper leaves open, and what is done here:
 
-- n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says. It is then far smaller
-  than L_vq (a sum over colours and pixels would be far larger); `lam` is the place to change that;
+- n in eq. 6 is undefined: the squared difference is averaged over images, colours and pixels, as the loss's name says, of images in [0, 1]
+  (in [-1, 1], as within L_vq, it would be four times as large). It is then far smaller than L_vq (a sum over colours and pixels would be far
+  larger); `lam` is the place to change that;
 - the N augmented images are the same in every iteration (made anew from their seed, to save memory); the samples are new;
 - one update an iteration, on the very images that were scored;
 - the discriminator goes on learning beside the generator, one step an iteration, as in the conventional VQGAN training (`update_discriminator`);
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
 from fsad_lib.tgvig.generator import (
     GENTLE,
@@ -199,8 +201,10 @@ def integrate(
 
 
 def _check(x: Tensor, clip: CLIP | None, prompt: str | None, s: Settings) -> None:
-    if x.ndim != 4 or not len(x):
-        raise FsadError(f"images {tuple(x.shape)} found; expected originals (K, 3, H, W), at least one")
+    if not len(check_images(x)):
+        raise FsadError("no original found; expected at least one")
+    if not isinstance(s.weights, LossWeights):
+        raise FsadError(f"weights {s.weights!r} found; expected LossWeights(perceptual, codebook, adversarial)")
     if (clip is None) != (prompt is None) or (prompt is not None and not prompt.strip()):
         raise FsadError("a prompt needs CLIP and CLIP a prompt; give both, or neither to take the last iteration's images")
     whole = {"iterations": s.iterations, "images": s.images, "augmented": s.augmented}

@@ -115,9 +115,9 @@ def candidate_words(
     Example:
         >>> found = candidate_words("metal_nut", source="shipped")
         >>> found.looked_up, found.note
-        (('nut', 'metal'), "WordNet holds no 'metal nut'; its words are used instead: nut, metal")
+        (('nut', 'metal'), "the shipped part of WordNet holds no 'metal nut'; its words are used instead: nut, metal")
         >>> candidate_words("zorbulator", source="shipped").note
-        "WordNet holds no 'zorbulator'; the words of 'object' are used instead"
+        "the shipped part of WordNet holds no 'zorbulator'; the words of 'object' are used instead"
         >>> candidate_words("hazelnut", relations=["synonym"], source="shipped").words
         ('hazel', 'hazelnut tree', 'filbert', 'cobnut', 'cob')
 
@@ -128,6 +128,8 @@ def candidate_words(
     name = re.sub(r"(?<=[^\W\d]) ?\d+$", "", name)
     if not name:
         raise FsadError(f"object name {object_name!r} found; expected a word or several, such as 'metal nut'")
+    if isinstance(relations, str):
+        raise FsadError(f"relations {relations!r} found; expected a list of some of {', '.join(RELATIONS)}")
     if unknown := [r for r in relations if r not in RELATIONS] or not relations:
         raise FsadError(f"relations {unknown if relations else '(none)'} found; expected some of {', '.join(RELATIONS)}")
     if limit is not None and limit < 1:
@@ -160,7 +162,7 @@ def _entries(name: str, depth: int, source: str) -> tuple[list[tuple[str, list[R
         replaced |= entry is not None and entry == alias
         if entry and entry not in [e for e, _ in entries]:
             entries.append((entry, found))
-    missing = f"WordNet holds no {name!r}; "
+    missing = f"{'WordNet' if 'nltk' in where else 'the shipped part of WordNet'} holds no {name!r}; "  # the whole one may
     if not entries:
         entry, found, where = related([LAST_RESORT], depth, source)
         return [(LAST_RESORT, found)], f"{missing}the words of {LAST_RESORT!r} are used instead", where

@@ -62,8 +62,6 @@ class WinCLIP:
         self.tau = 1 / clip.logit_scale if tau is None else tau
         if not self.tau > 0:
             raise FsadError(f"tau must be positive, found {tau}; WinCLIP uses 0.07.")
-        if not scales or not all(1 <= size <= clip.grid for size in scales):
-            raise FsadError(f"scales must lie in 1..{clip.grid} (patches of the grid), found {tuple(scales)}.")
         self.memory = FeatureMemory(clip, scales)
         with torch.no_grad():
             # One prototype a state: the mean of its prompts' unit embeddings, normalised.

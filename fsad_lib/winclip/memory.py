@@ -32,13 +32,23 @@ class FeatureMemory:
 
     def __init__(self, clip: CLIP, scales: Sequence[int] = (2, 3)) -> None:
         self.clip, self.scales = clip, tuple(scales)
+        if not scales or not all(1 <= size <= clip.grid for size in scales):
+            raise FsadError(f"scales must lie in 1..{clip.grid} (patches of the grid), found {self.scales}.")
         self.shots = 0
         self._windows: list[Tensor] = []
         self._patches: Tensor | None = None
 
     def features(self, x: Tensor | Features) -> Features:
-        """Features of images (B, 3, H, W) in [0, 1]; features pass through."""
-        return x if isinstance(x, Features) else extract(self.clip, x, self.scales)
+        """Features of images (B, 3, H, W) in [0, 1]; features of the same scales pass through.
+
+        Raises:
+            FsadError: features of other scales.
+        """
+        if not isinstance(x, Features):
+            return extract(self.clip, x, self.scales)
+        if [w.shape[1] for w in x.windows] != [(x.grid - size + 1) ** 2 for size in self.scales]:
+            raise FsadError(f"features with {[w.shape[1] for w in x.windows]} windows found; expected those of the scales {self.scales}.")
+        return x
 
     def add_shots(self, x: Tensor | Features) -> "FeatureMemory":
         """Adds normal images (k, 3, H, W) in [0, 1], or their features; returns itself."""

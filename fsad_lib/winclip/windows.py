@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.clip import CLIP
+from fsad_lib.foundation.images import check_images
 
 __all__ = ["Features", "extract", "harmonic_aggregation", "window_features", "window_index"]
 
@@ -87,7 +88,7 @@ def extract(clip: CLIP, x: Tensor, scales: Sequence[int] = (2, 3), batch_size: i
         FsadError: a scale larger than the patch grid; a batch of another shape.
     """
     parts = []
-    for part in x.split(batch_size):
+    for part in check_images(x).split(batch_size):
         tokens = clip.embed_patches(part)
         f, patches = clip.encode_tokens(tokens)
         parts.append((f, patches, *(window_features(clip, tokens, size) for size in scales)))

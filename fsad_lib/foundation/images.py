@@ -1,0 +1,38 @@
+"""What every model here expects of a batch of images, said once."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fsad_lib.errors import FsadError
+
+__all__ = ["check_images"]
+
+ROUNDING = 1e-3  # what arithmetic may leave an image outside [0, 1]
+
+
+def check_images(x: Any) -> Tensor:
+    """The batch itself, clamped to [0, 1] where rounding has left it a little outside.
+
+    Args:
+        x: float images (B, 3, H, W) in [0, 1].
+
+    Example:
+        >>> check_images(torch.full((1, 3, 2, 2), 1.0001)).max()
+        tensor(1.)
+        >>> check_images(torch.full((1, 3, 2, 2), 255.0))
+        Traceback (most recent call last):
+        fsad_lib.errors.FsadError: images hold values from 255 to 255, expected [0, 1]; read them with fsad_lib.datasets.read_images.
+
+    Raises:
+        FsadError: another type, shape or range, or a value that is not finite.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise FsadError(f"expected a float image batch (B, 3, H, W) in [0, 1], found {found}; read images with fsad_lib.datasets.read_images.")
+    if not x.numel():
+        return x
+    low, high = (float(edge) for edge in x.detach().aminmax())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for nan, too
+        raise FsadError(f"images hold values from {low:g} to {high:g}, expected [0, 1]; read them with fsad_lib.datasets.read_images.")
+    return x.clamp(0, 1) if low < 0 or high > 1 else x
