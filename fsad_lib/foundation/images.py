@@ -18,6 +18,7 @@ def check_images(x: Any) -> Tensor:
         x: float images (B, 3, H, W) in [0, 1].
 
     Example:
+        >>> import torch
         >>> check_images(torch.full((1, 3, 2, 2), 1.0001)).max()
         tensor(1.)
         >>> check_images(torch.full((1, 3, 2, 2), 255.0))
