@@ -212,7 +212,7 @@ def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
             "(profile mini) have never seen a photograph of your part: with them, go by the patch memory first.", "",
         ]  # fmt: skip
         ranked = ranked.assign(memory_rank=ranked[memory].rank(ascending=False, method="first").astype(int))
-    if sentence := _auroc_sentence(ranked, what):
+    if sentence := _auroc_sentence(ranked, what.partition(" (")[0]):
         lines += [sentence, ""]
     lines += ["| rank | image | score | label |", "|---|---|---|---|"] if not memory else ["| rank | rank by patch memory | image | score | label |", "|---|---|---|---|---|"]
     root = os.path.commonpath([os.path.dirname(path) for path in ranked["path"]])  # names below it are unique

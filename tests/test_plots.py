@@ -147,7 +147,7 @@ def test_report_ranks_and_says_what_it_cannot_tell(folder):
     assert csv.label.isna().all()
     labelled = table.assign(label=table.path.map(dict(zip(paths, (0, 1, 1, 0, 0)))))  # scores 0.1, 0.9, 0.3, 0.2, 0.4
     text = report.write_report(folder / "known", labelled, maps, paths, shots=4)["report"].read_text()
-    assert "image AUROC in percent: ADP's score" in text and " 83.3, patch memory " in text
+    assert "image AUROC in percent: ADP's score, words plus memory 83.3, patch memory " in text
 
 
 def test_contact_sheet_names_product_kind_and_file(folder):
