@@ -272,11 +272,8 @@ def execute(
     fingerprint = run.fingerprint  # reads the inputs: too many shots are refused here
     if not force and run.complete:
         return Result(run, True, 0.0)
-    if stage_run and run.identity["dataset"] == "folder":
-        from fsad_lib import datasets
-
-        for name in run.categories:
-            datasets.check_readable(runs.read_table("folder", name, run.data_root, run.method))
+    if stage_run:
+        run.check_inputs()
     started = time.monotonic()
     draws = not stage_run and run.stage.startswith("5")
     figures_before = _figures() if draws else {}

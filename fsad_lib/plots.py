@@ -238,8 +238,8 @@ def contact_sheet(
         more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
     if labels is not None and set(map(int, labels)) - {-1}:
         more.append("frame: orange = defective, blue = good")
-    head += ("" if head.endswith("\n") else "   ") * bool(more) + "   ".join(more)
-    figure.suptitle(head.rstrip("\n"), x=0.01, ha="left", fontsize=10, parse_math=False)
+    head = "   ".join([head, *more]).replace("\n   ", "\n").rstrip("\n")
+    figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
     return figure
 

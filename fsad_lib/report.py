@@ -16,7 +16,10 @@ from fsad_lib.errors import FsadError
 from fsad_lib.runs import replacing
 
 LABELS = {0: "good", 1: "defective"}
-SCORES = {("adp", "sum"): "ADP's score, words plus memory (the heat maps are the memory's)", ("anomalysd", "given"): "AnomalySD's score"}
+SCORES = {
+    ("adp", "sum"): "ADP's score, words plus memory (the heat maps are the memory's)", ("anomalysd", "given"): "AnomalySD's score",
+    ("patchcore", "generated"): "PatchCore, trained on the shots and generated images",
+}  # fmt: skip
 
 
 def threshold_note(k: int) -> str:

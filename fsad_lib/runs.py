@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +45,8 @@ BLIND = frozenset(
     {("10_personalize", "adp"), ("20_synthesize", "adp"), ("11_personalize", "anomalysd"), ("22_synthesize", "tgvig"), ("32_augment", "tgvig")}
 )
 """(stage, method) that look at no test image, so that renaming one repeats no training."""
+
+os.umask(UMASK := os.umask(0o022))  # which can be read only by setting it
 
 ALL, MULTI_CLASS = "all", frozenset({"anomalysd"})
 """The category of a run that covers every category of its data set, and the methods that serve them with one model."""
@@ -149,8 +150,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        if not stat.S_IMODE(os.stat(temporary).st_mode) & 0o077:  # safetensors writes for its owner alone
-            os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~UMASK)  # as any file of the user's: safetensors writes for its owner alone
         os.replace(temporary, path)
     except OSError as error:
         raise _explain(error, path) from error
@@ -629,10 +629,16 @@ class Run:
 
     def check_inputs(self) -> None:
         """Raise one :class:`FsadError` that names every missing checkpoint and what is wrong with the data; loads no model."""
+        from fsad_lib import datasets
         from fsad_lib.profiles import missing_checkpoints, sections
 
+        def data() -> None:
+            table = self.table()
+            if self.identity["dataset"] == "folder":
+                datasets.check_readable(table)  # of a data set that others made, check-data does this
+
         problems = []
-        for check in (lambda: missing_checkpoints(self.profile, sections(self.method, self.profile, self.stage)), self.table):
+        for check in (lambda: missing_checkpoints(self.profile, sections(self.method, self.profile, self.stage)), data):
             try:
                 check()
             except FsadError as error:

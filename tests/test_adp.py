@@ -332,7 +332,7 @@ def test_bad_input_to_learning(clip, sd):
     ):
         with pytest.raises(FsadError, match=message):
             learn_concept(clip, sd, x, "object", **{**good, **change})
-    for shots, message in ((x[:0], "no shots"), (x[0], r"\(B, 3, H, W\)"), (255 * x, r"expected \[0, 1\]"), (x * torch.nan, "nan")):
+    for shots, message in ((x[:0], "no image"), (x[0], r"\(B, 3, H, W\)"), (255 * x, r"expected \[0, 1\]"), (x * torch.nan, "nan")):
         with pytest.raises(FsadError, match=message):
             learn_concept(clip, sd, shots, "object", **good)
     with pytest.raises(FsadError, match="tokens"):

@@ -358,7 +358,7 @@ def test_masks_stay_in_the_foreground_during_training(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"x": X[:0]}, "no normal image"), ({"prompts": Y[:1]}, "own list"), ({"prompts": [["a"], [], ["b"]]}, "own list"),
+        ({"x": X[:0]}, "no image"), ({"prompts": Y[:1]}, "own list"), ({"prompts": [["a"], [], ["b"]]}, "own list"),
         ({"prompts": ["a", "b", "c"]}, "own list"), ({"foreground": torch.ones(3, 1, 8, 8, dtype=torch.bool)}, "foregrounds"),
         ({"steps": -1}, "steps"), ({"lr": 0}, "lr"), ({"batch_size": 0}, "batch_size"), ({"area": (0, 1)}, "area"), ({"lr": 1e9}, "not finite"),
     ],

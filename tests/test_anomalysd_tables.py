@@ -194,7 +194,7 @@ def test_compare_pairs_the_categories_of_one_run():
 def test_compare_of_one_product_resamples_its_images(other, says):
     label = np.array([0] * 8 + [1] * 8)
     parts = {"anomalysd": label + 0.01 * np.arange(16), "roundtrip": other(label, np.arange(16)) + 0.01 * np.arange(16)}
-    predictions = pd.concat([pd.DataFrame({"path": [f"{i:02}" for i in range(16)], "label": label, "method": m, "part": "given", "score": s}) for m, s in parts.items()])
+    predictions = pd.concat([pd.DataFrame({"path": [f"{i:02}" for i in range(16)], "label": label, "seen": True, "method": m, "part": "given", "score": s}) for m, s in parts.items()])
     rows = [{"category": "a", "method": m, "part": "given", "group": "all", "image_auroc": roc_auc_score(label, s)} for m, s in parts.items()]
     line = t.compare(rows, [("roundtrip", "given")], predictions=predictions)
     assert says in line and "[" in line

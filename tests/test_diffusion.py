@@ -254,7 +254,7 @@ def test_strength_edges_and_bounds(sd):
     torch.testing.assert_close(none, sd.decode(sd.posterior(x)[0]))
     assert sd.sdedit(x, ["a", "b"], strength=1, **arguments).shape == x.shape
     for strength in (-0.1, 1.1, float("nan")):
-        with pytest.raises(FsadError, match=r"expected a number in \[0, 1\]"):
+        with pytest.raises(FsadError, match=r"expected a strength in \[0, 1\]"):
             sd.sdedit(x, ["a", "b"], strength=strength, **arguments)
     with pytest.raises(FsadError, match="num_inference_steps to at least 5"):
         sd.sdedit(x, ["a", "b"], strength=0.2, **arguments)

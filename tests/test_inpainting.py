@@ -56,7 +56,6 @@ def test_the_advice_of_a_refused_strength_can_be_followed(n):
         sd.steps(0.5 / n, n)
     steps, strength = re.search(r"at least (\d+), or the strength to at least ([\d.]+)\.", str(refused.value)).groups()
     assert sd.steps(0.5 / n, int(steps)) >= 1 and sd.steps(float(strength), n) >= 1
-    assert sd.steps(0.58, 50) == 29
 
 
 @pytest.mark.parametrize("steps", [5, 50])

@@ -263,16 +263,15 @@ def _draw(
 
 
 def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma) -> None:  # noqa: ANN001
-    if not len(check_images(x)):
-        raise FsadError("found no shots, expected at least one.")
+    check_images(x, empty=False)
     if (pseudo is None) != (gamma is None):
         raise FsadError(
             "pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 2 and 3)."
         )
     if gamma is not None and not 0 <= gamma <= 1:
         raise FsadError(f"gamma is {gamma}, expected a probability in [0, 1].")
-    if pseudo is not None and not len(check_images(pseudo)):
-        raise FsadError("found no pseudo-anomalies, expected at least one.")
+    if pseudo is not None:
+        check_images(pseudo, empty=False)
     if not (alpha >= 0 and steps >= 0 and lr > 0 and batch_size >= 1):
         raise FsadError(
             f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}; expected alpha and steps at least 0, lr above 0, "

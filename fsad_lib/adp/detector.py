@@ -78,7 +78,7 @@ class ADP:
             raise FsadError(f"visual_weight is {visual_weight}, expected at least 0.")
         self.clip, self.p_n, self.p_a = clip, p_n, p_a
         self.tau = 1 / clip.logit_scale if tau is None else tau
-        p_clip(p_n[None] if p_n.ndim == 1 else p_n, p_n, p_a, self.tau)  # prototypes and temperature of the right kind
+        p_clip(p_n.new_empty(0, clip.embed_dim), p_n, p_a, self.tau)  # refuses what no image could be judged by
         self.visual_weight = visual_weight
         self.memory = FeatureMemory(clip, scales).add_shots(shots)
 

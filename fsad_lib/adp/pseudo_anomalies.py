@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import generator, resize
+from fsad_lib.foundation.diffusion import check_sentences, generator, resize
 from fsad_lib.foundation.images import check_images
 
 __all__ = ["deal", "pseudo_anomalies", "resize_and_crop"]
@@ -103,8 +103,7 @@ def pseudo_anomalies(
         FsadError: no shots, no prompts, n below 1, or settings out of range.
     """
     check_images(x)
-    if isinstance(prompts, str):
-        raise FsadError(f"one string found, {prompts[:60]!r}; expected a list of sentences.")
+    check_sentences(prompts)
     if len(x) == 0 or not prompts or n < 1:
         raise FsadError(f"found {len(x)} shots, {len(prompts)} prompts and n = {n}; each must be at least 1.")
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:  # before the diffusion model spends minutes on images that are then refused

@@ -171,7 +171,8 @@ class AnomalySD:
 
     def prototype_distance(self, x: Tensor, category: str) -> Tensor | None:
         """Distance (B, H, W) of every place to the nearest normal patch of the category; None without a memory."""
-        x, memory = self._ready(x), self.categories[self._names(x, category)[0]].memory
+        self._names(x, category)  # an unknown one is named
+        x, memory = self._ready(x), self.categories[category].memory
         if memory is None:
             return None
         maps = torch.cat([memory.distances(memory.patches(image[None])) for image in x])
@@ -257,7 +258,7 @@ class AnomalySD:
 
     def _inpaint(self, x: Tensor, z: Tensor, passes: Sequence[Pass], category: str, decode: bool = True) -> Tensor:
         s, n, name = self.settings, len(passes), content_hash(x[0])
-        self._names(x, category)
+        self._names(x, category)  # an unknown one is named
         if not n:
             raise FsadError("no passes found; give those of passes(x, category), or some of them.")
         return self.model.inpaint(
@@ -296,9 +297,7 @@ class AnomalySD:
         Raises:
             FsadError: images that are not as above, none, or categories that are unknown or too few.
         """
-        x = self._ready(x)
-        if not len(x):
-            raise FsadError("found no images, expected at least one.")
+        x = self._ready(check_images(x, empty=False))
         names, found = self._names(x, category), []
         for i, name in enumerate(names):
             found.append(self._one(x[i : i + 1], name, controls))

@@ -225,8 +225,7 @@ def _deal(n: int, batch_size: int, draw: torch.Generator) -> list[int]:
 
 
 def _images(model: Inpainting, x: Tensor, steps: int, lr: float, batch_size: int) -> Tensor:
-    if not len(x := check_images(x).float()):
-        raise FsadError("found no normal image, expected at least one.")
+    x = check_images(x, empty=False).float()
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise FsadError(f"found steps {steps}, lr {lr}, batch_size {batch_size}; expected at least 0, above 0, at least 1.")
     return resize(x, model.image_size)

@@ -39,8 +39,7 @@ def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
 
 def check_training(x: Tensor, steps: int | None = None) -> None:
     """Raise unless x is a batch of images in [0, 1], at least one, and steps a whole number of at least 1 (None: there are none)."""
-    if not len(check_images(x)):
-        raise FsadError("no image found; expected at least one")
+    check_images(x, empty=False)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise FsadError(f"steps {steps!r} found; expected a whole number of at least 1")
 

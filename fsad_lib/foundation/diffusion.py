@@ -269,18 +269,9 @@ class Diffusion:
             FsadError: images that are not as above; a strength outside [0, 1], or above 0 but too small for one step; prompts and images of
                 different number.
         """
-        _check_steps(num_inference_steps)
-        if not 0 <= strength <= 1:
-            raise FsadError(
-                f"strength is {strength}, expected a number in [0, 1]: 0 keeps the image, 1 runs the whole schedule."
-            )
-        if strength > 0 and int(num_inference_steps * strength) == 0:
-            raise FsadError(
-                f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
-                f"least {math.ceil(1 / strength)}, or the strength to at least {least_strength(num_inference_steps)}."
-            )
+        count_steps(strength, num_inference_steps)
         x = check_images(x)  # diffusers would take a batch with one negative value for images in [-1, 1]
-        _check_sentences(prompts)
+        check_sentences(prompts)
         if len(prompts) != len(x):
             raise FsadError(
                 f"found {len(x)} images and {len(prompts)} prompts; give one prompt for each image."
@@ -306,7 +297,7 @@ class Diffusion:
     def _states(self, prompts: Sequence[str] | Tensor, concepts: Mapping[str, Tensor] | None) -> Tensor:
         if isinstance(prompts, Tensor):
             return prompts.to(self.device)
-        _check_sentences(prompts)
+        check_sentences(prompts)
         unique = sorted(set(prompts))
         if not unique:
             return torch.empty(0, CONTEXT, self.token_dim, device=self.device)
@@ -356,7 +347,31 @@ def least_strength(steps: int) -> float:
     return math.ceil(1000 / steps) / 1000
 
 
-def _check_sentences(prompts: Any) -> None:
+def count_steps(strength: float, num_inference_steps: int) -> int:
+    """Denoising steps that are run: ``int(num_inference_steps * strength)``, diffusers' own rule.
+
+    >>> count_steps(0.5, 20), count_steps(0.0, 20)
+    (10, 0)
+
+    Raises:
+        FsadError: a strength outside [0, 1], or above 0 but too small for one step; no step at all.
+    """
+    if not 0 <= strength <= 1 or num_inference_steps < 1:
+        raise FsadError(
+            f"found strength {strength} and num_inference_steps {num_inference_steps}; expected a strength in [0, 1] (0: only the autoencoder) "
+            "and at least one step."
+        )
+    count = int(num_inference_steps * strength)
+    if strength > 0 and count == 0:
+        raise FsadError(
+            f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
+            f"least {math.ceil(1 / strength)}, or the strength to at least {least_strength(num_inference_steps)}."
+        )
+    return count
+
+
+def check_sentences(prompts: Any) -> None:
+    """Raise for a string where a list of sentences is meant: it would be read letter by letter."""
     if isinstance(prompts, str):
         raise FsadError(f"one string found, {prompts[:60]!r}; expected a list of sentences.")
 

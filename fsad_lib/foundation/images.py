@@ -11,11 +11,11 @@ __all__ = ["check_images"]
 ROUNDING = 1e-3  # what arithmetic may leave an image outside [0, 1]
 
 
-def check_images(x: Any) -> Tensor:
+def check_images(x: Any, empty: bool = True) -> Tensor:
     """The batch itself, clamped to [0, 1] where rounding has left it a little outside.
 
     Args:
-        x: float images (B, 3, H, W) in [0, 1].
+        x: float images (B, 3, H, W) in [0, 1]. empty: whether B may be 0.
 
     Example:
         >>> import torch
@@ -26,11 +26,13 @@ def check_images(x: Any) -> Tensor:
         fsad_lib.errors.FsadError: images hold values from 255 to 255, expected [0, 1]; read them with fsad_lib.datasets.read_images.
 
     Raises:
-        FsadError: another type, shape or range, or a value that is not finite.
+        FsadError: another type, shape or range, a value that is not finite, or no image where there must be one.
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise FsadError(f"expected a float image batch (B, 3, H, W) in [0, 1], found {found}; read images with fsad_lib.datasets.read_images.")
+    if not len(x) and not empty:
+        raise FsadError("no image found; expected at least one.")
     if not x.numel():
         return x
     low, high = (float(edge) for edge in x.detach().aminmax())

@@ -6,7 +6,6 @@ read as :mod:`fsad_lib.foundation.diffusion` says; the miniature shares VAE, sch
 model and adds ``unet_inpainting/`` beside its ``unet/``.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import Diffusion, least_strength, load_diffusion
+from fsad_lib.foundation.diffusion import Diffusion, count_steps, load_diffusion
 
 __all__ = ["Inpainting", "load_inpainting"]
 
@@ -114,23 +113,8 @@ class Inpainting(Diffusion):
 
     # ---------------------------------------------------------------- repainting
     def steps(self, strength: float, num_inference_steps: int) -> int:
-        """Denoising steps that are run: ``num_inference_steps * strength``, rounded down (of 50 steps at 0.58 they are 29).
-
-        Raises:
-            FsadError: a strength outside [0, 1], or above 0 but too small for one step.
-        """
-        if not 0 <= strength <= 1 or num_inference_steps < 1:
-            raise FsadError(
-                f"found strength {strength} and num_inference_steps {num_inference_steps}; expected a strength in [0, 1] (0: only the "
-                "autoencoder, 1: from pure noise) and at least one step."
-            )
-        count = int(num_inference_steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996
-        if strength > 0 and count == 0:
-            raise FsadError(
-                f"strength {strength} of {num_inference_steps} steps is less than one step. Raise num_inference_steps to at "
-                f"least {math.ceil(1 / strength)}, or the strength to at least {least_strength(num_inference_steps)}."
-            )
-        return count
+        """Denoising steps that are run, see :func:`fsad_lib.foundation.diffusion.count_steps`."""
+        return count_steps(strength, num_inference_steps)
 
     @torch.no_grad()
     def inpaint(

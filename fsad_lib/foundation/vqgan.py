@@ -173,10 +173,10 @@ class VQGAN:
         Raises:
             FsadError: another shape, dtype or range, no image, or sides that `factor` does not divide.
         """
-        x = check_images(x)
-        if not len(x) or any(s % self.factor or not s for s in x.shape[-2:]):
+        x = check_images(x, empty=False)
+        if any(s % self.factor or not s for s in x.shape[-2:]):
             raise FsadError(
-                f"expected at least one image (B, 3, H, W) whose sides are multiples of {self.factor}, found {tuple(x.shape)}; "
+                f"expected images (B, 3, H, W) whose sides are multiples of {self.factor}, found {tuple(x.shape)}; "
                 "read them with fsad_lib.datasets.read_images at such a size."
             )
         return self.model.encode(2 * x - 1).latents

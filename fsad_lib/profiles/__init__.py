@@ -54,9 +54,11 @@ def _distinct(scales: tuple[int, ...]) -> tuple[int, ...]:
 def _at_least_one_step(steps: int, strength: float | None) -> int:
     """Refuse a strength of less than one step now: SDEdit and inpainting would do so after the training (None: refused already)."""
     if strength is not None and int(steps * strength) == 0:
+        from fsad_lib.foundation.diffusion import least_strength
+
         raise PydanticCustomError(
             "steps", "at strength {strength} that is less than one step: raise it to at least {steps}, or the strength to at least {least}",
-            {"strength": strength, "steps": math.ceil(1 / strength), "least": math.ceil(1000 / steps) / 1000},
+            {"strength": strength, "steps": math.ceil(1 / strength), "least": least_strength(steps)},
         )  # fmt: skip
     return steps
 

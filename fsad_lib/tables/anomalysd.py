@@ -18,6 +18,7 @@ from fsad_lib.tables._rows import (
     NOT_RUN,
     PAPER_UNITS,
     _bootstrap_images,
+    _wins,
     collect,
     difference,
     expected_categories,
@@ -382,13 +383,11 @@ def compare(
 
 def _image_gap(predictions: pd.DataFrame, key: tuple[str, str]) -> tuple[float, float, float]:
     """Image AUROC of AnomalySD minus that of ``key``, (method, protocol), with the 95 % interval from resampling images of each class."""
-    gaps = []
+    wins = []
     for method, part in (("anomalysd", "given"), key):
         table = predictions[(predictions.method == method) & (predictions.part == part) & (predictions.label >= 0)].sort_values("path")
-        scores = table.score.to_numpy(float), table.label.to_numpy() == 1
-        steps = scores[0][scores[1]][:, None] - scores[0][~scores[1]][None]
-        gaps.append((steps > 0) + 0.5 * (steps == 0))
-    return _bootstrap_images(gaps[0] - gaps[1])
+        wins.append(_wins([tuple(table[column].to_numpy() for column in ("path", "label", "seen", "score"))]))
+    return _bootstrap_images(wins[0] - wins[1])
 
 
 # -------------------------------------------------------------------- files

@@ -195,8 +195,8 @@ def by_defect(predictions: pd.DataFrame, keys: Sequence[str] = ("adp_text", "mem
 def failures(predictions: pd.DataFrame, key: str = "adp", n: int = 6) -> pd.DataFrame:
     """The n defective images with the lowest and the n good images with the highest score, worst first.
 
-    Adds ``mistake`` ("missed" or "false alarm"; "no mistake" where the image lies on the right side of all others) and ``worse``: the share of the other class that is scored on the wrong side of
-    this image (a missed defect: how many good parts look more anomalous).
+    Adds ``worse``: the share of the other class that is scored on the wrong side of this image (a missed defect: how many good parts look
+    more anomalous), and ``mistake``: "missed" or "false alarm", "no mistake" where that share is 0.
     """
     table = scores_of(predictions, key)
     good, bad = table[table.label == 0], table[table.label == 1]

@@ -194,8 +194,7 @@ def synthesize(
     Raises:
         FsadError: images that are not as above, none, or values out of range; see :func:`augment` and :func:`latent_distribution`.
     """
-    if not len(check_images(x)):
-        raise FsadError("no original found; expected at least one")
+    check_images(x, empty=False)
     out = []
     for k, original in enumerate(x):
         z = vqgan.encode(augment(original, n, vqgan.factor, f"{seed}/{k}", augmentation).to(vqgan.device))

@@ -93,7 +93,7 @@ def inception_score(x: Tensor, classifier: nn.Module, batch_size: int = 16) -> f
     """
     from torchmetrics.image.inception import InceptionScore
 
-    x = _images(x)
+    x = check_images(x, empty=False)
     with warnings.catch_warnings():  # about the buffer's size, and about the standard deviation over a single split
         warnings.simplefilter("ignore", UserWarning)
         metric = InceptionScore(feature=classifier, splits=1)
@@ -113,7 +113,7 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    x, originals = _images(x), _images(originals)
+    x, originals = check_images(x, empty=False), check_images(originals, empty=False)
     origin = torch.as_tensor(origin, device=originals.device)
     if origin.shape != (len(x),) or x.shape[1:] != originals.shape[1:] or not (int(origin.min()) >= 0 and int(origin.max()) < len(originals)):
         raise FsadError(f"{tuple(x.shape)} images of originals {tuple(originals.shape)} with {tuple(origin.shape)} origins found; expected one each, from 0 to {len(originals) - 1}")
@@ -126,10 +126,3 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
         far = torch.cat([lpips.distance(a, b) for a, b in zip(x.split(batch_size), y.split(batch_size))])
     score = inception_score(x, classifier, batch_size)
     return Quality(score, getattr(classifier, "label", "Inception Score"), len(x), float(ssim.mean()), float(psnr.mean()), float(far.mean()))
-
-
-def _images(x: Tensor) -> Tensor:
-    x = check_images(x)
-    if not len(x):
-        raise FsadError("no image found; expected at least one")
-    return x

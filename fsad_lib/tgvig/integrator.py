@@ -201,8 +201,7 @@ def integrate(
 
 
 def _check(x: Tensor, clip: CLIP | None, prompt: str | None, s: Settings) -> None:
-    if not len(check_images(x)):
-        raise FsadError("no original found; expected at least one")
+    check_images(x, empty=False)
     if not isinstance(s.weights, LossWeights):
         raise FsadError(f"weights {s.weights!r} found; expected LossWeights(perceptual, codebook, adversarial)")
     if (clip is None) != (prompt is None) or (prompt is not None and not prompt.strip()):
