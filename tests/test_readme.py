@@ -117,6 +117,20 @@ def test_the_written_tables_are_made_of_the_committed_rows(name):
             assert abs(float(ours) - float(theirs)) < 0.11  # the rows have four places
 
 
+@pytest.mark.parametrize("name", ["CFlow", "EfficientAD", "Reverse Distillation"])
+def test_the_trained_detectors_are_the_written_table(name):
+    table = pd.read_csv(project_root() / "figures/tgvig_gains.csv", dtype={"shots": str})
+    table = table[(table.data_set == "MiniFab") & (table.shots == "1") & (table.metric == "image_auroc")]
+    arms = table[table.baseline == name].set_index("arm")
+    assert set(arms.n_seeds) == {3}
+
+    def gain(arm):
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*arms.loc[arm, ["gain", "gain_low", "gain_high"]]).replace("-", "−")
+
+    levels = [f"{arms.ours[arm]:.1f} ± {arms.ours_std[arm]:.1f}" for arm in ("shots", "generated")]
+    assert results_table("| gear and wood, 1 shot |")[name] == [*levels, gain("shots"), gain("augmented")]
+
+
 def test_every_link_and_picture_of_the_readme_is_there():
     linked = [path for path in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in path]
     assert linked and not [path for path in linked if not (project_root() / path).exists()]

@@ -359,7 +359,7 @@ def count_steps(strength: float, num_inference_steps: int) -> int:
     if not 0 <= strength <= 1 or num_inference_steps < 1:
         raise FsadError(
             f"found strength {strength} and num_inference_steps {num_inference_steps}; expected a strength in [0, 1] (0: only the autoencoder) "
-            "and at least one step."
+            "and at least 1 step."
         )
     count = int(num_inference_steps * strength)
     if strength > 0 and count == 0:
