@@ -154,7 +154,7 @@ def test_a_text_to_image_unet_is_refused(tmp_path):
     [
         ({"m": torch.ones(2, 1, 16, 16)}, "found images"), ({"m": torch.full((2, 1, 32, 32), 0.5)}, "other than 0"),
         ({"x": torch.rand(2, 3, 16, 16)}, "found images"), ({"strength": 1.5}, "strength"), ({"strength": 0.1}, "less than one step"),
-        ({"num_inference_steps": 0}, "at least one step"), ({"noise": torch.zeros(2, 4, 8, 8)}, "noise"),
+        ({"num_inference_steps": 0}, "at least 1 step"), ({"noise": torch.zeros(2, 4, 8, 8)}, "noise"),
         ({"z": torch.zeros(1, 4, 16, 16)}, "latents"), ({"prompts": ["a"] * 3}, "3 prompts"),
     ],
 )  # fmt: skip
