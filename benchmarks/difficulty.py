@@ -30,7 +30,7 @@ def judge(backbone, dataset: str, category: str, shots: int, seed: int) -> dict[
     test = table.query("split == 'test'")
     paths = take(table, dataset, category, seed, shots)
     normal, x = (datasets.read_images(p, backbone.image_size) for p in (paths, test["path"].tolist()))
-    patchcore = PatchCore(backbone, coreset=0.1)  # a tenth, as published
+    patchcore = PatchCore(backbone, coreset=0.1)  # anomalib's default
     patchcore.fit(normal, seed=seed)
     memory = PatchMemory(backbone).add_shots(normal)
     scores = {"PatchCore": patchcore(x)[0], "patch memory": memory.score(x)}

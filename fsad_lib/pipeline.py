@@ -69,6 +69,8 @@ def notebook_path(notebook: str | Path) -> Path:
     known = sorted(p.stem for p in folder.glob("[0-9]*.ipynb"))
     close = difflib.get_close_matches(path.stem, known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if not known:
+        hint = " Run the command in the project's checkout, or set FSAD_HOME to it."
     raise FsadError(f"No notebook {text!r}. The notebooks in {folder} are: {', '.join(known) or '(none)'}.{hint}")
 
 
@@ -205,8 +207,13 @@ def _describe_notebook(run: runs.Run) -> dict[str, Any]:
     if name:
         described["profile"] = run.profile.model_dump(mode="json")
     if run.stage.startswith("5"):
-        finished = sorted((runs.project_root() / "data" / "runs" / name).glob("*/*/*/*/metrics.json"))
-        described["runs"] = [[p.parts[-5:-1], h] for p, h in zip(finished, runs.file_hashes(finished), strict=True)]
+        root, package = runs.project_root(), Path(runs.__file__).parent
+        finished = sorted(p for profile in {name, "paper"} for p in (root / "data" / "runs" / profile).glob("*/*/*/*/metrics.json"))
+        described["runs"] = [[p.parts[-6:-1], h] for p, h in zip(finished, runs.file_hashes(finished), strict=True)]
+        # what a run's fingerprint leaves out decides how tables and figures look, and is a matter of seconds
+        drawn = [*(root / "data").glob("*.csv"), *(root / "data" / "reported").glob("*"), *(root / "data" / "results").glob("*")]
+        drawn += [*package.glob("tables/**/*.py"), package / "plots.py", *package.glob("profiles/*.yaml"), *package.glob("*/figures.py")]
+        described["drawn"] = [[p.name, h] for p, h in zip(sorted(drawn), runs.file_hashes(sorted(drawn)), strict=True)]
     return described
 
 
@@ -563,7 +570,7 @@ def grid(
         say(f"{left} stage(s) to run, {report.skipped} complete already; about {_duration(total)} with {jobs} job(s)")
     elif report.skipped:
         say(f"Nothing to run: all {report.skipped} stages are complete already")
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    threads = max(1, _processors() // jobs) if jobs > 1 else None
     finished, interrupted = 0, Event()
 
     def work(cell: tuple[str, dict[str, Any], list[str]]) -> None:
@@ -574,9 +581,11 @@ def grid(
                 return
             try:
                 result = execute(stage, params, force=force, threads=threads)
-            except (FsadError, StageError, OSError) as error:
+            except Exception as error:  # whatever it is, the other cells go on
                 if interrupted.is_set():  # its kernel was ended
                     return
+                if not isinstance(error, FsadError | StageError | OSError):
+                    error = f"{type(error).__name__}: {error}"
                 report.failed.append((f"{name} {stage}", str(error)))
                 for skipped in open_stages[i:]:
                     remaining[skipped] -= 1
@@ -703,5 +712,10 @@ def _grids_and_figures(
 
 
 def default_jobs(profile: str) -> int:
-    """Cells side by side: two on a CPU with two cores or more, one where a GPU is used."""
-    return min(2, os.cpu_count() or 1) if profile == "mini" else 1
+    """Cells side by side: two in ``mini`` where two processors may be used, else one."""
+    return min(2, _processors()) if profile == "mini" else 1
+
+
+def _processors() -> int:
+    """The processors that this process may use, which a cluster's scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,7 +40,7 @@ STYLE = {
 LOOKS = {
     "adp": (BLUE, "o", "-"), "adp_l": (SKY, "s", "-"), "winclip": (RED, "D", "-"), "ti": (PURPLE, "v", "-"),
     "c_n": (GREEN, "^", "-"), "c_a": (ORANGE, ">", "-"), "memory": (INK, "x", "--"), "patch_memory": (INK, "+", ":"),
-    "object": (GREY, "x", "--"), "winclip_adp_backbone": (RED, "d", ":"), "adp_text": (BLUE, "o", ":"),
+    "object": (GREY, "P", "-."), "winclip_adp_backbone": (RED, "d", ":"), "adp_text": (BLUE, "o", ":"),
 }  # fmt: skip
 """key of :data:`fsad_lib.tables.ROWS` -> colour, marker, line; controls are dashed or dotted."""
 
@@ -144,21 +144,32 @@ def blend(pixels: np.ndarray, map_: np.ndarray, low: float, high: float) -> np.n
     return grey * (1 - opacity) + mpl.colormaps["inferno"](level)[..., :3] * opacity
 
 
+def outline(ax: Axes, mask: np.ndarray, width: float = 1.2) -> None:
+    """The border of a (H, W) mask: yellow on a dark line, so that it shows on every ground. Gaps of a pixel or two are closed first, or a speckled
+    mask's outline would hide what it is drawn around."""
+    from scipy.ndimage import binary_closing
+
+    mask = np.asarray(mask) > 0
+    closed = mask | binary_closing(np.pad(mask, 3), np.ones((5, 5)))[3:-3, 3:-3]
+    for colour, extra in ((INK, 1.6), (YELLOW, 0)):
+        ax.contour(closed.astype(float), [0.5], colors=[colour], linewidths=width + extra)
+
+
 def heat_range(maps: np.ndarray) -> tuple[float, float]:
-    """Where heat begins and ends in the maps (N, h, w) of a list of images: one odd image must not leave all others dark, so that it ends at
-    the 90 % quantile of the images' largest values."""
-    low = float(np.quantile(maps, 0.02))
+    """Where heat begins and ends in the maps (N, h, w) of a list of images: the lower half of all pixels stays clear, and one odd image must not
+    leave all others dark, so that it ends at the 90 % quantile of the images' largest values."""
+    low = float(np.quantile(maps, 0.5))
     return low, max(float(np.quantile(maps.max((1, 2)), 0.9)), low + 1e-12)
 
 
 @styled
-def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7) -> Figure:
+def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7, name: str = "anomaly map") -> Figure:
     """Image, heat map over it, and the true defect's outline, one row an image.
 
     Args:
-        x: (B, 3, H, W) in [0, 1]; maps: (B, h, w), higher = more anomalous; masks: (B, H, W) bool, or None.
+        x: (B, 3, H, W) in [0, 1]; maps: (B, h, w), higher = more anomalous; masks: (B, H, W) bool, or None; name: of the maps.
 
-    All maps share one colour scale, so that rows can be compared.
+    All maps share one colour scale, so that rows can be compared; its bar is blended over a middle grey, as the maps are over their images.
     """
     pixels, maps = to_pixels(x), _maps(maps)
     if len(maps) != len(pixels):
@@ -175,17 +186,18 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
             mask = np.asarray(masks[i]).astype(float)
             show_picture(row[2], picture)
             if mask.any():
-                row[2].contour(mask, [0.5], colors=[YELLOW], linewidths=1.4)
+                outline(row[2], mask)
             else:
                 row[2].set_xlabel("no defect", fontsize=8)
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6, parse_math=False)
-    for ax, head in zip(axes[0], ("image", "anomaly map", "true defect"), strict=False):
+    for ax, head in zip(axes[0], ("image", name, "true defect"), strict=False):
         ax.set_title(head, fontsize=9, loc="center")
+    shades = blend(np.full((1, 256, 3), 0.5), np.linspace(low, high, 256)[None], low, high)[0]
     bar = figure.colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), "inferno"), ax=axes[:, -1], shrink=0.8, aspect=30, pad=0.02
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), mpl.colors.ListedColormap(shades)), ax=axes[:, -1], shrink=0.8, aspect=30, pad=0.02
     )
-    bar.set_label("anomaly score of a pixel", fontsize=8)
+    bar.set_label(f"{name}: value of a pixel", fontsize=8)
     bar.outline.set_visible(False)
     return figure
 
@@ -203,7 +215,7 @@ def contact_sheet(
 ) -> Figure:
     """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
 
-    ``labels``: 1 defective (orange frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
+    ``labels``: 1 defective (red frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
     are more images, the lowest few follow so that the contrast is visible. ``names``: what follows rank and score of each image; by default a line with
     its folder and file.
     """
@@ -237,7 +249,9 @@ def contact_sheet(
     if len(order) > limit:
         more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
     if labels is not None and set(map(int, labels)) - {-1}:
-        more.append("frame: orange = defective, blue = good")
+        more.append("frame: red = defective, blue = good")
+    if maps is not None:
+        more.append(f"heat: the map, from {low:.2g} (clear) to {high:.2g}")
     head = "   ".join([head, *more]).replace("\n   ", "\n").rstrip("\n")
     figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
@@ -340,6 +354,7 @@ def auroc_against_shots(
         ax.margins(x=0.12)
     names = sorted(handles, key=lambda name: name.endswith("reported"))
     figure.legend([handles[name] for name in names], names, loc="outside right upper")
+    figure.supxlabel("bars: standard deviation over seeds", x=0.01, ha="left", fontsize=7.5, color="#555555")
     return figure
 
 
@@ -402,10 +417,11 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
 def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: Mapping[str, Sequence[float]] | None = None) -> Figure:
     """Shots, pseudo-anomalies from the simple prompt, pseudo-anomalies from the learned word, in three rows.
 
-    ``scores`` ("simple", "learned") prints P(damaged) under each image, where given.
+    ``scores`` ("shots", "simple", "learned") prints P(damaged object) under each image, where given: what CLIP says with the *untrained* word. With the
+    learned word, the row it was trained on would be set beside one that it has not seen.
     """
     rows = [
-        ("normal shots", 'what the model was given', to_pixels(shots), NORMAL, None),
+        ("normal shots", 'what the model was given', to_pixels(shots), NORMAL, (scores or {}).get("shots")),
         ("simple prompt", '"a photo with damage"', to_pixels(simple), PSEUDO, (scores or {}).get("simple")),
         ("learned word", '"a photo of a damaged [$c_a$]"', to_pixels(learned), PSEUDO, (scores or {}).get("learned")),
     ]
@@ -418,7 +434,7 @@ def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: 
                 continue
             show_picture(ax, pixels[j], edge=colour)
             if values is not None and j < len(values):
-                ax.set_xlabel(f"P(damaged) = {values[j]:.2f}", fontsize=7.5, labelpad=2)
+                ax.set_xlabel(f"P(damaged object) {values[j]:.2f}", fontsize=7.5, labelpad=2)
         box = line[0].get_position()
         figure.text(0.01, (box.y0 + box.y1) / 2, f"{name}\n", fontsize=10, fontweight="bold", va="center", color=colour)
         figure.text(0.01, (box.y0 + box.y1) / 2 - 0.03, prompt, fontsize=8, va="center", color="#555555")
@@ -593,8 +609,9 @@ def adp_overview(
 LIMIT = 300_000
 
 
-def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
+def save_figure(figure: Figure, name: str, folder: str | Path | None = None, note: str = "") -> list[Path]:
     """Write ``name.png`` (below 300 KB) and ``name.pdf`` (below 500 KB where fewer dots get it there) into ``folder`` (default: figures), atomically, without dates.
+    ``note``: written into the lower right corner: which runs and which profile these are, for a picture that is shown without its page.
 
     Returns:
         The two paths. The same figure gives the same bytes.
@@ -602,6 +619,9 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> 
     from fsad_lib.tables._text import check_name
 
     check_name(name)
+    if note:
+        with mpl.rc_context(STYLE):
+            _sign(figure, note)
     folder = Path(folder) if folder is not None else project_root() / "figures"
     with mpl.rc_context(STYLE):
         png = _png(figure)
@@ -618,6 +638,16 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None) -> 
     return paths
 
 
+def _sign(figure: Figure, note: str) -> None:
+    """A small line at the foot of a figure, to the right; where the figure has one already, behind it."""
+    if figure.get_supxlabel():
+        figure.supxlabel(f"{figure.get_supxlabel()}     {note}", fontsize=7.5, color="#555555")
+    elif figure.get_layout_engine() is not None:  # which then leaves room for it
+        figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
+    else:
+        figure.text(0.995, 0.004, note, ha="right", va="bottom", fontsize=7, color="#555555")
+
+
 def _png(figure: Figure) -> bytes:
     """The sharpest PNG within the limit: true colour first, then a palette of 256 colours."""
     from PIL import Image
@@ -628,12 +658,17 @@ def _png(figure: Figure) -> bytes:
         figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
         if palette:
             small = io.BytesIO()
-            Image.open(out).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+            _palette(Image.open(out)).save(small, format="png", optimize=True)
             out = small
         best = out.getvalue()
         if len(best) <= LIMIT:
             break
     return best
+
+
+def _palette(picture):
+    """A PIL image in 256 colours. The default, a median cut, gives rare colours, a legend's or a colour bar's, to their frequent neighbours."""
+    return picture.convert("RGB").quantize(256, method=1, kmeans=1)  # maximum coverage, then each colour the mean of its pixels
 
 
 def compact(figure: Figure, dpi: int = 80):
@@ -648,7 +683,7 @@ def compact(figure: Figure, dpi: int = 80):
     full, small = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(full, format="png", dpi=dpi)
-    Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    _palette(Image.open(full)).save(small, format="png", optimize=True)
     return Shown(data=small.getvalue(), format="png")
 
 
@@ -659,5 +694,5 @@ def show_file(path: str | Path, width: int = 800):
 
     picture, small = Image.open(path).convert("RGB"), io.BytesIO()
     picture.thumbnail((width, 10 * width))
-    picture.quantize(256).save(small, format="png", optimize=True)
+    _palette(picture).save(small, format="png", optimize=True)
     return Shown(data=small.getvalue(), format="png")

@@ -152,6 +152,9 @@ def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> p
     >>> rank(table)[["rank", "path", "label"]].values.tolist()
     [[1, 'b', 'defective'], [2, 'a', '']]
     """
+    if len(lost := predictions[~np.isfinite(predictions["score"])]):
+        row = lost.iloc[0]
+        raise FsadError(f"The {row.method} {row.part} score of {row.path} is missing or not finite; run the evaluation again.")
     wide = predictions.pivot_table(index="path", columns=["method", "part"], values="score", sort=False)
     if (method, part) not in wide:
         have = ", ".join(f"{m} {p}" for m, p in wide.columns)

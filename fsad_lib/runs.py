@@ -44,7 +44,7 @@ UPSTREAM = {
 BLIND = frozenset(
     {("10_personalize", "adp"), ("20_synthesize", "adp"), ("11_personalize", "anomalysd"), ("22_synthesize", "tgvig"), ("32_augment", "tgvig")}
 )
-"""(stage, method) that look at no test image, so that renaming one repeats no training."""
+"""(stage, method) that look at no test image, so that a new or renamed one repeats no training."""
 
 os.umask(UMASK := os.umask(0o022))  # which can be read only by setting it
 
@@ -60,8 +60,8 @@ _PATH_FIELDS = ("checkpoint", "source")
 
 
 def project_root() -> Path:
-    """The project folder: FSAD_HOME, else the nearest parent of the working directory holding
-    both ``pyproject.toml`` and ``fsad_lib/``, else the working directory."""
+    """The project folder: FSAD_HOME, else the nearest parent of the working directory holding both ``pyproject.toml`` and ``fsad_lib/``, else
+    the checkout that this library is imported from, else the working directory."""
     home = os.environ.get("FSAD_HOME")
     if home:
         try:
@@ -71,8 +71,8 @@ def project_root() -> Path:
         except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, too long
             shown = home if len(home) <= 200 else f"{home[:200]}... ({len(home)} characters)"
             raise FsadError(f"FSAD_HOME is {shown!r}: {error}; expected the project folder. Set it anew, or unset it.") from None
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents):
+    here, own = Path.cwd().resolve(), Path(__file__).resolve().parents[1]
+    for folder in (here, *here.parents, own):
         if (folder / "pyproject.toml").is_file() and (folder / "fsad_lib").is_dir():
             return folder
     return here
@@ -153,6 +153,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~UMASK)  # as any file of the user's: safetensors writes for its owner alone
         os.replace(temporary, path)
     except OSError as error:
+        if error.filename is not None and os.path.dirname(os.path.abspath(os.fsdecode(error.filename))) != os.path.abspath(path.parent) and Path(os.fsdecode(error.filename)) != path.parent:
+            raise  # of another file that the block reads or writes
         raise _explain(error, path) from error
     except Exception as error:
         if _disk_full(error, path.parent):
@@ -257,10 +259,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, those behind linked folders too, without hidden ones, which are some program's own (.DS_Store, .cache)."""
+    entered = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) not in entered]
+        yield from (Path(here, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(here, name)))
+
+
 def _tree_hash(path: Path | None, without: str = "") -> list[list[str]]:
     if path is None:
         return []
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(_files(path)) if path.is_dir() else [path]
     files = [p for p in files if p == path or p.relative_to(path).parts[0] != without]
     names = [p.relative_to(path).as_posix() if path.is_dir() else "file" for p in files]
     return [list(pair) for pair in zip(names, file_hashes(files), strict=True)]
@@ -371,14 +382,15 @@ def code_hash(entry: str = "", source: str = "", package: Path | None = None) ->
     """Hash of the library code that ``entry`` ("module" or "module:function") and ``source`` (Python text) use.
 
     Imports are followed statically, at any depth, inside the package only. Comments, docstrings and layout do not count.
-    Of the entry module, and of a package's ``__init__``, only the definitions that are used count. ``import_module`` is
+    Of the entry module, and of a package's ``__init__``, only the definitions that are used count; tables (csv, json, txt) beside a used module do. ``import_module`` is
     followed when its argument is a literal. Modules of :data:`MACHINERY` are left out.
 
     >>> code_hash("fsad_lib.errors:FsadError") == code_hash("fsad_lib.errors:FsadError")
     True
     """
     folder = package or Path(__file__).parent
-    state = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*.py")))
+    files = (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".csv", ".json", ".txt"))
+    state = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in files)
     return _code_hash(entry, source, folder, state)
 
 
@@ -404,12 +416,31 @@ def _code_hash(entry: str, source: str, folder: Path, state: tuple) -> str:
         needed = _needed(_parse(file, file.stat().st_mtime_ns), wanted[module])
         statements[module] = needed
         todo += root.imports(needed, module, file.name == "__init__.py")
-    total = hashlib.sha256(ast.dump(tree).encode())
+    total = hashlib.sha256(_dump(tree).encode())
     for module in sorted(statements):
         total.update(f"\n{module}\n".encode())
         for statement in statements[module]:
-            total.update(ast.dump(statement).encode())
+            total.update(_dump(statement).encode())
+    # tables and word lists that lie beside the modules are read by them
+    beside = {p for module in statements for p in root.file(module).parent.iterdir() if p.suffix in (".csv", ".json", ".txt")}
+    for path in sorted(beside):
+        total.update(f"\n{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return total.hexdigest()
+
+
+def _dump(node: Any) -> str:
+    """A syntax tree as text, the same under every version of Python: they differ in which empty fields a node has, and in whether ``ast.dump``
+    writes them.
+
+    >>> _dump(ast.parse("x = f(1)").body[0])
+    "Assign(targets=[Name(id='x',ctx=Store())],value=Call(func=Name(id='f',ctx=Load()),args=[Constant(value=1)]))"
+    """
+    if isinstance(node, ast.AST):
+        fields = ((name, getattr(node, name, None)) for name in node._fields)
+        return f"{type(node).__name__}({','.join(f'{name}={_dump(value)}' for name, value in fields if value is not None and value != [] or name == 'value')})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_dump, node))}]"
+    return repr(node)
 
 
 def stage_entry(stage: str, method: str) -> str:
@@ -446,7 +477,7 @@ def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
 
 @lru_cache(maxsize=64)
 def _table(root: Path, dataset: str, category: str, data_root: str):
-    """The table of one category, the digest of what its files hold, and that of which test image has which name."""
+    """The table of one category, the digest of what its files hold, that of which test image has which name, and that of the training images."""
     from fsad_lib import datasets
     from fsad_lib.datasets.images import mask_files
 
@@ -472,7 +503,8 @@ def _table(root: Path, dataset: str, category: str, data_root: str):
     )
     names = [os.path.relpath(p, table.attrs["root"]) for p in files]  # so that the whole folder can be moved
     named = sorted([name, found] for name, found, split in zip(names, hashes, table["split"], strict=True) if split == "test")
-    return table, digest(sorted([list(row) for row in rows])), digest(named)
+    rows = sorted([list(row) for row in rows])
+    return table, digest(rows), digest(named), digest([row for row in rows if row[2] == "train"])
 
 
 @lru_cache(maxsize=256)
@@ -763,6 +795,8 @@ class Run:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
+            except OSError:  # a file system without locks: nobody can be told of this run
+                pass
             yield
 
 
@@ -793,7 +827,8 @@ def _describe(run: Run) -> dict[str, Any]:
     manifests = {c: _manifest(root, i["dataset"], c, run.data_root, i["seed"]) for c in run.categories}
     if any(i["shots"] > len(manifest) for manifest in manifests.values()):
         run.shot_paths()  # says how many there are
-    data = {c: _table(root, i["dataset"], c, run.data_root)[1] for c in run.categories}
+    blind = (run.stage, run.method) in BLIND
+    data = {c: _table(root, i["dataset"], c, run.data_root)[3 if blind else 1] for c in run.categories}
     shots = {c: [entry["sha256"] for entry in manifest[: i["shots"]]] for c, manifest in manifests.items()}
     single = run.categories == [i["category"]]
     resolved = {
@@ -810,11 +845,29 @@ def _describe(run: Run) -> dict[str, Any]:
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),
     }
-    if (run.stage, run.method) not in BLIND:  # products name the images
+    if not blind:  # products name the images
         described["names"] = [_table(root, i["dataset"], c, run.data_root)[2] for c in run.categories]
+    if run.method == "tgvig":
+        described["words"] = _words(root)
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
     return described
+
+
+def _words(root: Path) -> list[str]:
+    """Where related words come from: nltk's corpus where it is installed, else the shipped relations; see :mod:`fsad_lib.tgvig.wordnet`."""
+    from importlib.util import find_spec
+
+    shipped = file_hashes([root / "data" / "wordnet" / "relations.csv"])
+    if find_spec("nltk") is None:
+        return shipped
+    import nltk
+
+    for name in ("corpora/wordnet", "corpora/wordnet.zip"):
+        with contextlib.suppress(LookupError, OSError):
+            nltk.data.find(name)
+            return ["nltk"]
+    return shipped
 
 
 def overrides_tag(overrides: str) -> str:

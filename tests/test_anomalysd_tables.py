@@ -119,7 +119,7 @@ def test_sensitivity_and_its_figure(tmp_path):
         figures.sensitivity(empty)
     fake(tmp_path, "minifab"), fake(tmp_path, "minifab", overrides="anomalysd.strength=0.8", gain=0.03)
     table = t.sensitivity(tmp_path).query("metric == 'image_auroc'")
-    assert table[table.parameter == "alpha"].value.tolist() == [0, 1]
+    assert table[table.parameter == "alpha"].value.tolist() == [0, 0.5, 1], "the method itself has the profile's alpha"
     assert table[table.parameter == "lambda"].set_index("value").ours.round(1).to_dict() == {0.6: 83.5, 0.8: 86.5}, "the plain run has the profile's own"
     assert len(figures.sensitivity(t.sensitivity(tmp_path), {"lambda": 0.4}).axes) == 2
 
@@ -229,6 +229,9 @@ def test_sensitivity_shows_minifab_first_and_explains_its_bars():
     figure = figures.sensitivity(table, {"alpha": 0.5})
     assert [ax.get_title(loc="left") for ax in figure.axes[::2]] == ["MiniFab", "ELPV mono"]
     assert "95 % interval over products" in figure.get_supxlabel()
+    one = pd.concat([table, table[table.value == 0].assign(parameter="lambda", value=0.6)])
+    panels = figures.sensitivity(one, {"alpha": 0.5, "lambda": 0.6}).axes
+    assert panels[0].texts[0].get_text() == "only 0.6 was run" and not panels[0].containers and panels[1].containers, "one point is no curve"
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -240,7 +243,9 @@ def test_overview_has_numbers_at_its_axes_and_no_untitled_picture(known):
                         np.ones((2, 4, 16, 16)), x, maps)  # fmt: skip
     figure = figures.overview(x, m[:, :1], pd.DataFrame({"step": [1, 2], "loss": [0.2, 0.1]}), twins, 1, m[1, 0] if known else None)
     heads = [ax.get_title() or ax.get_title(loc="left") for ax in figure.axes]
-    assert ("true defect" in heads) == known and heads[-1] == ("true defect" if known else r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")
+    assert "true defect" in heads and r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$" in heads and "mask, 2 x 2 cells\npass 1 of 3" in heads
     curve = next(ax for ax in figure.axes if ax.lines)
     assert any(t.get_text() for t in curve.get_yticklabels())
-    assert {ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()} == {"0 to 0.5"}
+    said = {ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()}
+    assert said == {"largest 0.5"} | (set() if known else {"this data set has no masks"})
+    assert len({ax.images[0].get_clim() for ax in figure.axes if ax.images and ax.images[0].get_cmap().name == "inferno"}) == 1, "one scale for all maps"

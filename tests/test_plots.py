@@ -112,6 +112,41 @@ def test_overview_and_comparison_show_the_runs_products():
     assert all(part in text for part in ("2 normal images", "1.31 of 2", "0.90", "MiniFab gear", "defective"))
     assert len(figure.axes) == 1 + 2 + 1 + 3 + 4 + 4  # page, shots, edited shot, pseudo, tuning, tests
     assert "learned word" in words(plots.pseudo_anomaly_comparison(X[:2], X, X, scores={"simple": [0.5] * 5}))
+    text = words(plots.pseudo_anomaly_comparison(X[:2], X, X, scores={"shots": [0.25] * 2, "simple": [0.5] * 5}))
+    assert "P(damaged object) 0.25" in text and "P(damaged object) 0.50" in text
+
+
+def test_rare_colours_survive_the_palette():
+    """A legend's few pixels among a photograph's many."""
+    rng = np.random.default_rng(0)
+    photo = np.clip(rng.normal([0.5, 0.45, 0.4], 0.12, (300, 300, 3)) + rng.normal(0, 0.1, (300, 300, 1)), 0, 1)
+    colours = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (plots.BLUE, plots.ORANGE, plots.RED, plots.YELLOW, plots.GREEN)]
+    pixels = (255 * photo).astype(np.uint8)
+    for i, colour in enumerate(colours):
+        pixels[:6, 6 * i : 6 * i + 6] = colour
+    shown = np.asarray(plots._palette(Image.fromarray(pixels)).convert("RGB")).astype(int)
+    for i, colour in enumerate(colours):
+        assert np.abs(shown[3, 6 * i + 3] - colour).max() < 25, colour
+
+
+def test_a_note_says_which_runs_a_figure_is_of(tmp_path):
+    figure = plots.image_grid(X[:2])
+    plots.save_figure(figure, "a", tmp_path, "gear, profile mini")
+    assert figure.get_supxlabel() == "gear, profile mini"
+    overview = plots.adp_overview(X[:1], X, X, {"c_n": 1.0}, X[:1], [0.1], [0])
+    plots.save_figure(overview, "b", tmp_path, "profile mini")
+    assert overview.texts[-1].get_text() == "profile mini" and (tmp_path / "b.pdf").is_file()
+
+
+def test_an_outline_runs_around_a_speckled_mask_not_through_it():
+    import matplotlib.pyplot as plt
+
+    speckled = np.zeros((40, 40), bool)
+    speckled[10:30:2, 10:30:2] = True
+    figure, ax = plt.subplots()
+    plots.outline(ax, speckled)
+    plt.close(figure)
+    assert len(ax.collections) == 2 and len(ax.collections[1].get_paths()[0].to_polygons()) == 1
 
 
 def test_one_odd_image_leaves_the_heat_of_the_others():
@@ -127,6 +162,8 @@ def test_heatmaps_share_one_scale_and_outline_the_defect():
     masks[0, 4:9, 4:9] = True
     figure = plots.heatmap_overlay(X[:2], np.random.default_rng(0).random((2, 8, 8)), masks)
     assert "no defect" in words(figure) and "true defect" in words(figure)
+    bar, low = figure.axes[-1].collections[-1].cmap, plots.blend(np.full((1, 1, 3), 0.5), np.zeros((1, 1)), 0, 1)[0, 0]
+    assert bar(0.0)[:3] == pytest.approx(tuple(low)), "the bar's colours are those of the overlay, grey where it is clear"
 
 
 def test_report_ranks_and_says_what_it_cannot_tell(folder):
@@ -157,7 +194,7 @@ def test_contact_sheet_names_product_kind_and_file(folder):
     assert [ax.get_title(loc="left") for ax in sheet.axes] == [
         "1.  0.900  b\nwrong_count part1", "2.  0.400  e\npart4", "3.  0.300  c\ngood part2", "4.  0.200  d\ndiscoloration part3", "5.  0.100  a\ngood part0",
     ]  # fmt: skip
-    assert sheet.get_suptitle().endswith("frame: orange = defective, blue = good")
+    assert sheet.get_suptitle().endswith("frame: red = defective, blue = good   heat: the map, from 0 (clear) to 1e-12")
     assert sheet.axes[0].spines["left"].get_edgecolor()[:3] == pytest.approx((0xD5 / 255, 0x5E / 255, 0))
     few = report.contact_sheet(images.drop(columns=["category", "defect"]).assign(label=-1), limit=24, size=16)
     assert few.axes[0].get_title(loc="left") == "1.  0.900  \npart1" and "frame" not in few.get_suptitle()

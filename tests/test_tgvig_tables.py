@@ -236,7 +236,7 @@ def test_a_memory_that_grows_is_told_from_images_that_help(tmp_path):
     assert t.show_memories(t.memories(tmp_path)).iloc[0, 0] == "not run"
     fake(tmp_path, "minifab", arms={"shots": 0.7, "generated": 0.69, "duplicated": 0.7, "augmented": 0.7})
     assert t.show_memories(t.memories(tmp_path)).iloc[0, 0] == "not run", "one kind of memory compares nothing"
-    share = t.MEMORIES["mini"]["a tenth of an arm's patches, as published"]
+    share = t.MEMORIES["mini"]["a tenth of an arm's patches, anomalib's default"]
     fake(tmp_path, "minifab", tag=overrides_tag(share), arms={"shots": 0.6, "generated": 0.7, "duplicated": 0.69, "augmented": 0.7})
     table = t.memories(tmp_path).query("data_set == 'MiniFab'").set_index(["memory", "arm"])
     size, tenth, every = t.MEMORIES["mini"]
@@ -441,9 +441,14 @@ def test_figures_draw_what_is_there(tmp_path):
     x, masks = torch.rand(3, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.bool)
     masks[0, 2:5, 2:5] = True
     shown = figures.image_rows({"a": x, "b": x[:1]}, 2, masks={"a": masks})
-    assert len(shown.axes) == 4 and [len(ax.collections) for ax in shown.axes] == [1, 0, 0, 0], "outlined where there is a defect"
+    assert len(shown.axes) == 4 and [len(ax.collections) for ax in shown.axes] == [2, 0, 0, 0], "outlined where there is a defect"
     maps = figures.map_rows(x[:2], {"shots": torch.arange(32.0).view(2, 4, 4)}, torch.ones(2, 8, 8, dtype=torch.bool), ["a", "b"])
     assert len(maps.axes) == 6 and maps.axes[1].get_title() == "shots\n0 to 31" and maps.axes[4].images[0].get_clim() == (0, 31)
+    both = figures.map_rows(x[:2], {"a": torch.zeros(2, 4, 4), "b": torch.arange(32.0).view(2, 4, 4)}, shared=True)
+    assert all(ax.images[0].get_clim() == (0, 31) for ax in (both.axes[1], both.axes[2])) and both.axes[1].get_title() == "a\n0 to 0"
+    made = SimpleNamespace(sets={"best": x, "word": x[:1], "last": x[1:]}, chosen={"best": 2, "word": 5, "last": 2})
+    merged = figures._of_iterations(made, {"best": "best prompt", "word": "word alone", "last": "last iteration"})
+    assert list(merged) == ["best prompt\nlast iteration\niteration 2", "word alone\niteration 5"] and merged["word alone\niteration 5"] is made.sets["word"]
     assert len(figures.similarity_curves({"gear": pd.DataFrame({"iteration": [1, 2], "best": [0.1, 0.3]})}).axes) == 1
     assert len(figures.variance_map(x[0], torch.rand(4, 2, 2), torch.rand(4, 2, 2), x).axes) == 8, "six pictures, two colour bars"
 

@@ -126,7 +126,7 @@ def learn_concept(
     ========================  ==================  ==========================================
     objective                 call                paper
     ========================  ==================  ==========================================
-    plain textual inversion   ``alpha=0``         eq. 2, initialised with "object"
+    plain textual inversion   ``alpha=0``         eq. 2; started from "object" like eq. 3 (own choice)
     normal-aware c_n          ``alpha>0``         eq. 3, initialised with "object"
     anomaly-aware c_a         and ``pseudo=``     eq. 4, initialised with c_n
     ========================  ==================  ==========================================

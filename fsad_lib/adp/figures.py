@@ -175,7 +175,7 @@ def word_strips(
     every = np.concatenate(list(values.values()))
     low, high = min(every.min(), 0.45), max(every.max(), 0.55)
     pad = 0.04 * (high - low)
-    ax.set(xlim=(max(low - pad, -0.02), min(high + pad, 1.02)), ylim=(len(words) - 0.5, -0.5), xlabel=label)
+    ax.set(xlim=(max(low - pad, -0.02), min(high + pad, 1.02)), ylim=(len(words) - 0.5, -0.5), xlabel=f"{label}   (tick: median)")
     ax.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
     ax.set_yticks(range(len(words)), [_word(word) for word in words], fontsize=10)
     ax.grid(axis="y", visible=False)

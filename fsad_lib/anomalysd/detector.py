@@ -28,7 +28,7 @@ __all__ = ["AnomalySD", "Category", "Cost", "Scores", "Settings", "content_hash"
 
 @dataclass(frozen=True)
 class Settings:
-    """What inference needs and the paper leaves open; see the profiles for the reasons of the values.
+    """What inference needs and the sources at hand do not tell; see the profiles for the reasons of the values.
 
     strength lambda in [0, 1]: T~ = lambda * T. scales K: cells a side. alpha in [0, 1]: weight of S_pg. prototype_share,
     prototype_margin: :func:`fsad_lib.anomalysd.masks.prototype_mask`. packed: cells that do not touch share a pass. merged: the repainted

@@ -4,6 +4,7 @@ Every function returns a closed matplotlib figure in the style of :mod:`fsad_lib
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fsad_lib.plots import (
     INK,
     NORMAL,
     ORANGE,
-    YELLOW,
+    outline,
     save_figure,
     show_picture,
     styled,
@@ -48,12 +49,6 @@ def _array(values) -> np.ndarray:
 def _masked(pixels: np.ndarray, m: np.ndarray) -> np.ndarray:
     """The image with the masked region in grey, as the U-Net is shown it."""
     return np.where(m[..., None], 0.5, pixels)
-
-
-def _outline(ax: Axes, mask: np.ndarray, width: float = 1.2) -> None:
-    """The border of a (H, W) bool mask: yellow on a dark line, so that it shows on every ground."""
-    for colour, extra in ((INK, 1.6), (YELLOW, 0)):
-        ax.contour(mask.astype(float), [0.5], colors=[colour], linewidths=width + extra)
 
 
 def _bar(figure: Figure, axes: Sequence[Axes], low: float, high: float, label: str = "", shrink: float = 0.85, aspect: float = 14) -> None:
@@ -183,7 +178,7 @@ def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] |
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
             mask = _array(masks)[i]
             if mask.any():
-                _outline(row[-1], mask)
+                outline(row[-1], mask)
             else:
                 row[-1].set_xlabel("no defect", fontsize=8)
     for column, (low, high) in enumerate(scales.values(), 1):
@@ -203,6 +198,7 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
     if table.empty:
         raise FsadError("Nothing to draw: no run is complete. Run the grid first: python -m fsad_lib grid anomalysd.")
     units = sorted(set(table.data_set), key=lambda unit: (ORDER.index(unit) if unit in ORDER else len(ORDER), unit))
+    several = table.groupby(["data_set", "parameter"]).value.nunique()
     figure, axes = plt.subplots(len(units), 2, figsize=(8, 2.6 * len(units) + 0.3), squeeze=False, layout="constrained", sharey="row")
     for row, unit in zip(axes, units, strict=True):
         for ax, parameter in zip(row, ("lambda", "alpha"), strict=True):
@@ -210,15 +206,20 @@ def sensitivity(table: pd.DataFrame, chosen: Mapping[str, float] | None = None) 
             for metric, points in block.groupby("metric", sort=False):
                 points = points.sort_values("value")
                 spread = np.nan_to_num(np.clip([points.ours - points.low, points.high - points.ours], 0, None))
-                ax.errorbar(points.value, points.ours, spread, color=COLOURS[metric], marker="o", elinewidth=0.8, capsize=0, label=NAMES[metric])
-            if block.empty:
-                ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
+                if several[unit, parameter] > 1:
+                    ax.errorbar(points.value, points.ours, spread, color=COLOURS[metric], marker="o", elinewidth=0.8, capsize=0, label=NAMES[metric])
+            if several.get((unit, parameter), 0) < 2:
+                only = "" if block.empty else f"only {block.value.iloc[0]:g} was "
+                ax.text(0.5, 0.5, f"{only or 'not '}run", transform=ax.transAxes, ha="center", color=GREY)
             if chosen and parameter in chosen:
-                ax.axvline(chosen[parameter], color=INK, linewidth=0.9, linestyle=":")
+                ax.axvline(chosen[parameter], color=INK, linewidth=0.9, linestyle=":", zorder=0)
             symbol = {"lambda": r"$\lambda$: noise strength, $\tilde T = \lambda T$", "alpha": r"$\alpha$: weight of the prototype-guided map"}
             ax.set_xlim(-0.05, 1.05)
             ax.set(xlabel=symbol[parameter], ylabel="percent" if parameter == "lambda" else "")
             ax.set_title(unit if parameter == "lambda" else "", fontsize=10, fontweight="bold")
+            if "n_seeds" in block and several.get((unit, parameter), 0) > 1:
+                seeds = int(block.n_seeds.max())
+                ax.set_title(f"{seeds} seed{'' if seeds == 1 else 's'}", fontsize=8, loc="right")
     named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # not every unit has masks
     if named:
         figure.legend(named.values(), named.keys(), loc="outside right upper")
@@ -264,14 +265,17 @@ def reason_sentence(ratio: dict[str, float], outranked: bool) -> str:
 
 
 @styled
-def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, prompt: str = "", subtitle: str = "") -> Figure:
-    """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen). Each map's
-    colours run from 0 to its largest value, which stands below it.
+def overview(
+    shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, training_prompt: str = "", prompt: str = "", subtitle: str = ""
+) -> Figure:
+    """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen). All maps have one colour
+    scale; each one's largest value stands below it.
 
     Args:
         shots: (N, 3, H, W), the first six are shown; where: (N, 1, H, W) bool, their foreground; trace: the U-Net's, columns step, loss.
         twins: a :class:`fsad_lib.anomalysd.stages.Synthesized`; index: which of its images; mask: (H, W) bool, its true defect;
             None where it is not known.
+        training_prompt: a sentence that the first shot is repainted with; prompt: the one of the test image.
     """
     pixels, where = to_pixels(shots)[:6], _array(where)[:6, 0]
     figure = plt.figure(figsize=(12, 6.6))
@@ -280,15 +284,20 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 2.3), left=0.012, right=0.99, top=0.83, bottom=0.04, wspace=0.06)
 
     # fine-tuning
-    grid = left.subgridspec(4, 3, height_ratios=(1, 1, 1, 1.2), hspace=0.25, wspace=0.06)
+    grid = left.subgridspec(4, min(3, len(pixels)), height_ratios=(1, 1, 1, 1.2), hspace=0.25, wspace=0.06)
     figure.text(0.012, 0.89, "1  Fine-tune on the shots of every category", fontsize=10.5, fontweight="bold")
     for i in range(min(3, len(pixels))):
         show_picture(figure.add_subplot(grid[0, i]), pixels[i], edge=NORMAL)
-        show_picture(figure.add_subplot(grid[1, i]), pixels[i] * np.where(where[i][..., None], 1, 0.25), "foreground" if i == 1 else "")
+        ax = figure.add_subplot(grid[1, i])
+        show_picture(ax, pixels[i] * np.where(where[i][..., None], 1, 0.25), "foreground" if i == min(1, len(pixels) - 1) else "")
+        if not where[i].all():
+            outline(ax, where[i])
+        else:
+            ax.set_xlabel("all of it", fontsize=7, labelpad=2)
     words = figure.add_subplot(grid[2, :])
     words.set_axis_off()
-    words.text(0.0, 0.85, "random rectangles inside the foreground are repainted,\nguided by", fontsize=8.5, va="top")
-    words.text(0.0, 0.35, f"“{prompt}”", fontsize=8, va="top", color=NORMAL, wrap=True)
+    words.text(0.0, 0.85, "random rectangles inside the foreground are repainted,\neach product's guided by its own sentences, such as", fontsize=8.5, va="top")
+    words.text(0.0, 0.36, textwrap.fill(f"“{training_prompt}”", 50), fontsize=8, va="top", color=NORMAL)
     curve = figure.add_subplot(grid[3, :])
     if len(trace):
         curve.plot(trace["step"], trace["loss"].rolling(max(1, len(trace) // 10), min_periods=1, center=True).mean(), color=BLUE)
@@ -304,28 +313,43 @@ def overview(shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *,
     grid = right.subgridspec(4, columns, hspace=0.4, wspace=0.08)
     figure.text(0.335, 0.89, "2  Judge: repaint as normal, measure what changed", fontsize=10.5, fontweight="bold")
     show_picture(figure.add_subplot(grid[0, 0]), picture, "test image", ANOMALOUS if twins.label[index] == 1 else NORMAL)
+    if prompt:
+        words = figure.add_subplot(grid[1, 0])
+        words.set_axis_off()
+        words.text(0, 1.0, "repainted, guided by", fontsize=8.5, va="top")
+        words.text(0, 0.84, textwrap.fill(f"“{prompt}”", 25), fontsize=8, va="top", color=NORMAL)
     inside = np.where(twins.m[index], twins.d[index], 0)
+    top = max(1e-9, *(float(np.max(values[index])) for values in twins.maps.values()))
 
-    def show_map(place, values, head: str) -> None:
-        ax, top = figure.add_subplot(place), max(float(np.max(values)), 1e-9)
+    def show_map(place, values, head: str) -> Axes:
+        ax = figure.add_subplot(place)
         show_picture(ax, values, head, cmap="inferno", vmin=0, vmax=top)
-        ax.set_xlabel(f"0 to {top:.2g}", fontsize=7, labelpad=2)
+        ax.set_xlabel(f"largest {float(np.max(values)):.2g}", fontsize=7, labelpad=2)
+        return ax
 
     for column, p in enumerate(chosen, 1):
-        head = "prototype-guided" if k[p] == 0 else f"{k[p]} x {k[p]} cells"
-        show_picture(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), f"mask, {head}")
+        head = "prototype-guided mask" if k[p] == 0 else f"mask, {k[p]} x {k[p]} cells\npass 1 of {int((k == k[p]).sum())}"
+        show_picture(figure.add_subplot(grid[0, column]), _masked(picture, twins.m[index][p]), head)
         show_picture(figure.add_subplot(grid[1, column]), to_pixels(twins.x_hat[index, p])[0], "normal twin")
         name = "s_pg" if k[p] == 0 else f"S{k[p]}"
         head = "$S_{pg}$" if k[p] == 0 else f"$S^{{({k[p]})}}$"
         show_map(grid[2, column], twins.maps.get(name, [inside[p]] * len(twins.x))[index], head)
     last = [("s_ms", "$S_{ms}$, harmonic mean"), ("map", r"$S_{map}=(1-\alpha)S_{ms}+\alpha S_{pg}$")]
     for column, (name, head) in enumerate(last, 1):
-        show_map(grid[3, column], twins.maps[name][index], head)
-    if mask is not None:
-        ax = figure.add_subplot(grid[3, 3])
-        show_picture(ax, picture, "true defect")
-        if _array(mask).any():
-            _outline(ax, _array(mask))
+        last_map = show_map(grid[3, column], twins.maps[name][index], head)
+    ax = figure.add_subplot(grid[3, 3])
+    show_picture(ax, picture, "true defect")
+    if mask is None:
+        ax.set_xlabel("this data set has no masks", fontsize=7, labelpad=2)
+    elif _array(mask).any():
+        outline(ax, _array(mask))
+    place = figure.add_subplot(grid[3, 0])
+    place.set_axis_off()
+    bar = figure.colorbar(last_map.images[0], cax=place.inset_axes((0.1, 0.45, 0.8, 0.1)), orientation="horizontal", ticks=[0, top])
+    bar.ax.set_xticklabels(["0", f"{top:.2g}"], fontsize=7)
+    bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
+    bar.ax.set_title("scale of all maps", fontsize=7, loc="center")
     return figure
 
 
@@ -342,14 +366,15 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
     table = tables.sensitivity(root, profile, shots)
     if len(table):
         figure = sensitivity(table, {"lambda": a.strength, "alpha": a.alpha})
-        written += save_figure(figure, f"anomalysd_sensitivity{suffix}", folder)
+        written += save_figure(figure, f"anomalysd_sensitivity{suffix}", folder, f"profile {profile}, {shots} shot{'' if shots == 1 else 's'}")
     rows = tables.rows_of(root, profile)
     for dataset, found in rows[(rows.shots == shots) & (rows.dataset != "folder")].groupby("dataset"):
         run = open_run(
             "21_synthesize", "anomalysd", profile=profile, dataset=dataset, category=ALL, shots=shots, seed=int(found.seed.min())
         )
         for name, figure in of_run(run).items():
-            written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", folder)
+            note = "" if name == "overview" else f"{dataset}, {run.shots} shot{'' if run.shots == 1 else 's'}, seed {run.seed}, profile {profile}"  # the overview says so at its top
+            written += save_figure(figure, f"anomalysd_{name}_{dataset}{suffix}", folder, note)
     return written
 
 
@@ -357,7 +382,7 @@ def of_run(run: Any) -> dict[str, Figure]:
     """"losses" and "overview" of a run of stage 21 whose products, and those of its stage 11, are on this machine; empty otherwise."""
     from fsad_lib import datasets
     from fsad_lib.anomalysd import stages
-    from fsad_lib.anomalysd.prompts import inference_prompt
+    from fsad_lib.anomalysd.prompts import inference_prompt, training_prompts
 
     source = stages.tuned_run(run)
     if not run.has("twins.npz") or not source.has("unet.safetensors", "decoder.safetensors", "trace_unet.csv", "trace_decoder.csv"):
@@ -367,9 +392,10 @@ def of_run(run: Any) -> dict[str, Figure]:
     row = run.table().query("path == @twins.path[@index]")
     mask = datasets.read_masks(row, twins.x.shape[-1])[0] if datasets.has_masks(row) else None
     category = twins.category[index]
-    prompt = inference_prompt(tuned.prompts[category], run.profile.anomalysd.prompt_levels)
+    levels = run.profile.anomalysd.prompt_levels
+    prompt, training = inference_prompt(tuned.prompts[category], levels), training_prompts(tuned.prompts[tuned.category[0]], levels)
     told = f"{run.dataset}, {category}, {run.shots} shot{'s' if run.shots > 1 else ''}, seed {run.seed}, profile {run.profile.name}; of its examples the defective one whose map peaks highest"
     return {
         "losses": loss_curves(tuned.trace_unet, tuned.trace_decoder),
-        "overview": overview(tuned.x, tuned.foreground, tuned.trace_unet, twins, index, mask, prompt=prompt, subtitle=told),
+        "overview": overview(tuned.x, tuned.foreground, tuned.trace_unet, twins, index, mask, training_prompt=training[0], prompt=prompt, subtitle=told),
     }

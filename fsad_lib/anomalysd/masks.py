@@ -1,6 +1,6 @@
 """Masks m: where to repaint. Foreground and random rectangles for fine-tuning; grids and the prototype-guided mask for inference.
 
-The paper names all of them and gives no sizes, thresholds or shapes; every default is an own choice.
+Sizes, thresholds and shapes are not known from the sources at hand; every default is an own choice.
 """
 
 from collections.abc import Sequence
@@ -150,7 +150,7 @@ def grid_cells(k: int, size: int | tuple[int, int]) -> Tensor:
 
 
 def grid_passes(scales: Sequence[int], size: int | tuple[int, int], packed: bool = False) -> list[Pass]:
-    """What is repainted of every image: each cell of each scale in a pass of its own, as in the paper.
+    """What is repainted of every image: each cell of each scale in a pass of its own, as the secondary summary has it.
 
     Args:
         scales: the set K of cells a side.

@@ -1,6 +1,6 @@
 """Hierarchical prompts: what a normal product looks like, as a whole and in its parts.
 
-The paper gives the two sentences and not the parts that stand after "intact"; the table ``parts.csv`` beside this file is our own
+Known are the two sentences and not the parts that stand after "intact"; the table ``parts.csv`` beside this file is our own
 wording for every category of MVTec AD, VisA, MVTec LOCO, BTAD, ELPV and MiniFab. Any other category gets :data:`DEFAULT_PARTS`.
 """
 

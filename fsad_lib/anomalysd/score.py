@@ -79,7 +79,7 @@ def fuse(s_ms: Tensor, s_pg: Tensor | None, alpha: float) -> Tensor:
 
 
 def image_score(s_map: Tensor, share: float = 0.0) -> Tensor:
-    """The image's score, which the paper does not define: the map's largest value.
+    """The image's score, which the sources at hand do not define: the map's largest value.
 
     Args:
         s_map: (B, H, W). share: 0: the largest value; else the mean over this share of the largest values, in (0, 1].

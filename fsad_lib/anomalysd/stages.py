@@ -297,7 +297,7 @@ def evaluate(run: Run) -> Evaluated:
     scale_<k>            one scale alone, S^(k)
     alpha_<a>            another weight of the prototype-guided map: 0 without it, 1 nothing else
     roundtrip            control: D(x, VAE(x)), no inpainting at all
-    guided_roundtrip     control: S_map with D(x, VAE(x)) in place of every pass's D: the prototype-guided mask without repainting
+    guided_roundtrip     control: S_map with VAE(x) in place of every twin, inside its mask: the prototype-guided mask without repainting
     against_roundtrip    control: D(VAE(x), x_hat) in place of D(x, x_hat): both have gone through the decoder
     winclip              WinCLIP+ on WinCLIP's own CLIP
     patch_memory         nearest neighbours over the backbone's patches

@@ -167,10 +167,10 @@ def has_masks(table: pd.DataFrame) -> bool:
 @lru_cache(maxsize=100_000)
 def _decodes(path: str, size: int, stamp: int) -> str:
     """What is wrong with an image file; "" if it can be read. Remembered as long as the file stays the same."""
-    from fsad_lib.datasets.images import open_image
+    from fsad_lib.datasets.images import open_image, to_array
 
     try:
-        open_image(path)
+        to_array(open_image(path), path)  # values out of range, too
     except FsadError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""ELPV (Deitsch et al., Solar Energy 2021): 2,624 electroluminescence images of solar cells, 300x300, 8-bit grey.
+"""ELPV (Deitsch et al., Solar Energy 185, 2019): 2,624 electroluminescence images of solar cells, 300x300, 8-bit grey.
 
 The images come with the PyPI package ``elpv-dataset`` (extra ``elpv``); their licence is CC BY-NC-SA 4.0
 (no commercial use), the package's code is Apache-2.0. Experts gave each cell a defect probability; there are no

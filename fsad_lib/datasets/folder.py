@@ -15,6 +15,7 @@ Masks are paired by name, never by order. Images are PNG, JPEG, TIFF, BMP, WebP,
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,11 @@ def mask_of(image: Path, ground_truth: Path) -> Path | None:
     return pair_masks([image], ground_truth)[image]
 
 
+def _composed(name: str) -> str:
+    """A name with its accents composed: a Mac stores them apart, and a keyboard types them together."""
+    return unicodedata.normalize("NFC", name)
+
+
 def pair_masks(images: list[Path], ground_truth: Path) -> dict[Path, Path | None]:
     """Every image's mask in the folder `ground_truth`, or None; see `mask_of`.
 
@@ -99,8 +105,8 @@ def pair_masks(images: list[Path], ground_truth: Path) -> dict[Path, Path | None
     """
     by_stem: dict[str, Path] = {}
     for mask in sorted(list_images(ground_truth), key=lambda p: (p.suffix.lower() != ".png", p.name)):
-        by_stem.setdefault(mask.stem, mask)
-    pairs = {p: by_stem.get(p.stem + "_mask", by_stem.get(p.stem)) for p in images}
+        by_stem.setdefault(_composed(mask.stem), mask)
+    pairs = {p: by_stem.get(_composed(p.stem) + "_mask", by_stem.get(_composed(p.stem))) for p in images}
     owner: dict[Path, Path] = {}
     for image, mask in pairs.items():
         if mask is not None and (other := owner.setdefault(mask, image)) != image:
@@ -147,7 +153,8 @@ def load(root: str | Path, category: str | None = None) -> pd.DataFrame:
     root = absolute(root)
     found = _folders(root)
     if category is not None:
-        if _checked(category, root) not in found:
+        same = [name for name in found if _composed(name) == _composed(_checked(category, root))]
+        if not same:
             raise unknown("category", category, sorted(found))
-        found = {category: found[category]}
+        found = {category: found[category if category in found else same[0]]}
     return make_table([row for name in sorted(found) for row in rows_of(found[name], _checked(name, root))], root)

@@ -201,8 +201,11 @@ def lossy_format(path: str | Path) -> str:
         if image.format == "TIFF":
             return "JPEG in a TIFF" if image.info.get("compression") in ("jpeg", "tiff_jpeg") else ""
         if image.format == "WEBP":
-            with open(path, "rb") as file:
-                return "" if file.read(16)[12:] == b"VP8L" else "lossy WebP"
+            with open(path, "rb") as file:  # its chunks: name, length, content, padded to two bytes
+                file.seek(12)
+                while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
+                    file.seek((int.from_bytes(head[4:], "little") + 1) // 2 * 2 if head[:4] != b"ANMF" else 16, 1)  # an animation's frame holds chunks itself
+                return "" if head[:4] == b"VP8L" else "lossy WebP"
         return image.format if image.format in ("JPEG", "MPO") else ""
 
 

@@ -81,5 +81,11 @@ def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
         part = folder.rows_of(root / name, name)
         check_counts(f"MVTec AD {name}", counts_of(make_table(part, root)), COUNTS[name],
                      "https://www.mvtec.com/company/research/datasets/mvtec-ad")  # fmt: skip
+        without = [r[0] for r in part if r[3] == 1 and r[5] is None]
+        if without:
+            raise FsadError(
+                f"MVTec AD {name}: {len(without)} defective images have no mask, the first: {without[0]}; expected <name>_mask.png in "
+                "ground_truth/<kind of defect>. Get the data again from https://www.mvtec.com/company/research/datasets/mvtec-ad."
+            )
         rows += part
     return make_table(rows, root)

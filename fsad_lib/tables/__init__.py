@@ -67,7 +67,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
     folder = root / "figures"
     suffix = "" if profile == "mini" else f"_{profile}"
     choices = own_choices(root, profile)
-    note = [f"Values the paper leaves open: adp_own_choices{suffix}."]
+    note = [f"Values not known from the sources at hand: adp_own_choices{suffix}."]
     paths = [write_results(root, profile)]
     for name, table, caption in (
         ("adp_table1", table1(root, profile), "ADP, Table 1: image AUROC at 2, 4, 8 and 16 shots"),
@@ -79,7 +79,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         paths += write_table(table, name + suffix, folder, caption=caption, notes=note)
     paths += write_claims(claims(root, profile), "adp_claims" + suffix, folder)
     paths += write_table(hinge(root, profile), "adp_hinge" + suffix, folder, caption="How often the hinge of eq. 4 worked")
-    paths += write_table(choices, "adp_own_choices" + suffix, folder, caption="Values that the ADP paper leaves open")
+    paths += write_table(choices, "adp_own_choices" + suffix, folder, caption="ADP: values not known from the sources at hand")
     return paths
 
 

@@ -207,7 +207,7 @@ def per_category(
 ) -> pd.DataFrame:
     """One row per category and method: mean and standard deviation over seeds (percent) and their number.
 
-    The ADP paper's per-category values are in a supplement that is not public, so there is no reported column.
+    The ADP paper's per-category values are in a supplement that was not at hand, so there is no reported column.
     """
     if metric not in METRICS:
         raise FsadError(f"Unknown metric {metric!r}; the metrics are {', '.join(METRICS)}.")
@@ -320,7 +320,7 @@ def own_choices(root: str | Path | None = None, profile: str = "mini", method: s
             section = key
         name = f"{section}.{key}"
         reason = (reason or "").removeprefix("own choice:").strip()
-        if indent and name in wanted and not re.match(r"(from the )?paper\b", reason):
+        if indent and name in wanted and not re.match(r"(from the )?(paper|abstract|secondary summary)\b", reason):
             tried = extra.loc[name] if name in extra.index else {}
             records.append(
                 {"Name": name, "Value": value, "Reason": tried.get("reason") or reason or NONE,

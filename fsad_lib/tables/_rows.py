@@ -65,6 +65,8 @@ PROTOCOLS = {
     "visa": "official 1-class split, one model a category, direct resize to a square",
     "minifab": "generated images, evaluation designs, one model a category",
     "minifab_dev": "generated images, development designs, one model a category",
+    "mvtec_loco": "official test split, one model a category, direct resize to a square",
+    "btad": "official test split, one model a category, direct resize to a square",
     "elpv": "defect probability 0 against 1, the middle left out, shots from a fixed pool outside the test set",
     "folder": "the user's own folder, one model a category",
 }
@@ -113,7 +115,7 @@ def expected_categories(dataset: str) -> list[str] | None:
 def protocol(dataset: str, category: str = "") -> str:
     """What was measured, in half a line."""
     if category.endswith("_half"):
-        return "defect probability of at least 0.5 against 0, shots from a fixed pool outside the test set"
+        return "defect probability of at least 0.5 against less, shots from a fixed pool outside the test set"
     return PROTOCOLS.get(dataset, "")
 
 
@@ -372,6 +374,7 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
     Returns mean, low, high, per_category (Series), or None when they share nothing.
     """
     index = ["category", "seed"]
+    part = "all" if "part_of" not in left else left.part_of.iloc[0]
     a = left[left.group == "all"].set_index(index)
     b = right[right.group == "all"].set_index(index)
     shared = a.index.intersection(b.index)
@@ -384,6 +387,6 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
         low = high = np.nan
         seeds = _seed_scores(pd.concat([a.loc[shared], b.loc[shared]]).reset_index())
         wins = [None] if seeds is None else [_wins(part) for part in (seeds[: len(shared)], seeds[len(shared) :])]
-        if all(w is not None for w in wins) and metric == "image_auroc":
+        if all(w is not None for w in wins) and metric == "image_auroc" and part == "all":  # predictions are of all images
             _, low, high = (100 * v for v in _bootstrap_images(wins[0] - wins[1]))
     return {"mean": per_category.mean(), "low": low, "high": high, "per_category": per_category}

@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 SHOTS = (1, 2, 4, 16)
-"""The paper's few shots, and 16 for its "many", whose number is not known."""
+"""Few shots (1 and 4 are known to be the paper's), and 16 for its "many", whose number is not known."""
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
@@ -305,7 +305,10 @@ def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: in
     for name in set(plain.method):
         if name.startswith("alpha_"):
             parts.append(("alpha", float(name.removeprefix("alpha_")), plain[plain.method == name]))
-    own = load_profile(profile).anomalysd.strength
+    a = load_profile(profile).anomalysd
+    own, whole = a.strength, plain[(plain.method == "anomalysd") & (plain.part == "given")]
+    if f"alpha_{a.alpha:g}" not in set(plain.method):
+        parts.append(("alpha", a.alpha, whole))  # the method itself
     for value in sorted({*LAMBDAS, own}):
         rows = plain if value == own else rows_of(root, profile, overrides_tag(f"anomalysd.strength={value:g}"))
         parts.append(("lambda", value, rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]))
@@ -407,7 +410,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         *(f"{name}: {text}." for name, text in PROTOCOLS.items()),
         "The patch memory stands where a reader may look for PatchCore: the same nearest neighbours, with neither coreset nor reweighting, so that no category's patches are dropped from a shared memory.",
         "–: no such metric, for want of masks.",
-        "Sources of the reported values: data/reported/anomalysd_main.csv.",
+        "Sources of the reported values: data/reported/anomalysd_main.csv. They stand at \"category given\"; which protocol the paper used is not known from the sources at hand.",
         *(f"{r.data_set}, {r.shots} shots, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
         "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
     ]  # fmt: skip

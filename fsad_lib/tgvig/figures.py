@@ -21,8 +21,8 @@ from fsad_lib.plots import (
     INK,
     NORMAL,
     ORANGE,
-    RED,
     YELLOW,
+    outline,
     save_figure,
     show_picture,
     styled,
@@ -38,6 +38,9 @@ __all__ = [
 COLOURS = {"shots": GREY, "duplicated": YELLOW, "augmented": ORANGE, "generated": BLUE}
 NAMES = {"shots": "shots alone", "duplicated": "duplicated (control)", "augmented": "augmented, no VQGAN (control)", "generated": "generated (TGVIG)"}
 
+SHOWN = {"mini": "gear", "paper": "hazelnut"}
+"""profile -> the product of Figures 3, 7 and 9: the gear, on which generated images show what is wrong with them; the paper's own."""
+
 CAPTIONS = {
     "figure1_one_product": "**Figure 1.** One product and every detector that was run on it, in each arm: mean over seeds (small dots: each seed); the 95 % interval is over test "
     "images, where a run's predictions are at hand. The paper shows its own gain on metal nut; here it is the product with most detectors.",
@@ -46,17 +49,18 @@ CAPTIONS = {
     "figure3_overview": "**Figure 3.** The method in one picture, drawn from the products of one run: related words make prompts and CLIP ranks them; images are drawn from the shot's own "
     "latents, updated and scored; the detector learns from the shot with each arm's additions. Three images of each set are shown.",
     "figure4_gains": "**Figure 4, top.** What the generated images gain over each control: the paired difference in image AUROC, with its 95 % interval over products (seeds averaged first; "
-    "of two products no more than their range; over test images where there is one product). Left of the line they lose.",
+    "over test images where there is one product). Left of the line they lose. Dotted: no interval, but the range of two products.",
     "figure4_classes": "**Figure 4, bottom.** The same gain for each product, 1 shot, without an interval. The paper shows the five classes that gain most; here no product is chosen.",
-    "figure5_objects_textures": "**Figure 5.** Objects and textures apart, PatchCore, detection and segmentation: means over products and seeds, 95 % intervals over products. In the profile "
-    "paper on BTAD's first two products, as there.",
+    "figure5_objects_textures": "**Figure 5.** Objects and textures apart, PatchCore, detection and segmentation: means over products and seeds, 95 % intervals over products, each of one arm by itself: "
+    "bars that overlap decide no comparison (Figure 4 has the paired gains). In the profile paper on BTAD's first two products, as there.",
     "figure6_logical_structural": "**Figure 6.** Logical defects (a part is missing, wrong or swapped) and structural ones apart, each against all good images, PatchCore, detection and "
-    "segmentation: means over the products that have both kinds, 95 % intervals over products.",
+    "segmentation: means over the products that have both kinds, 95 % intervals over products, each of one arm by itself: bars that overlap decide no comparison.",
     "figure7_prompts": "**Figure 7, top.** Every candidate prompt's cosine to the object's name (left) and to the shot (right), sorted. Only the right one chooses the best prompt.",
     "figure7_images": "**Figure 7, bottom.** The shot and the sets of images that each prompt chose, with the iteration that it chose; equal iterations are equal images.",
-    "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. Mind the "
-    "scales, one for each panel: the differences are small.",
-    "figure9_variance": "**Figure 9.** The shot and images drawn with the estimated variance of its latents, with unit variance everywhere, and with none; each row after the same updates.",
+    "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. "
+    "Every panel spans as much; each has a level of its own.",
+    "figure9_variance": "**Figure 9.** The shot and images drawn with the estimated variance of its latents, with unit variance everywhere, and with none. Each row is the set that its own run "
+    "chose: the updates differ, since they see the images drawn.",
     "losses": "**Losses (added by us).** The loss of each trained detector over its optimizer steps, in each arm: mean over runs. Flat or still falling is judged in the table.",
 }
 """Figure (its file's name, or how it begins) -> its caption. Numbers are the paper's."""
@@ -86,7 +90,7 @@ def image_rows(rows: Mapping[str, Any], columns: int = 8, size: float = 1.0, mas
 
 def _outline(ax: Axes, masks: Any, i: int) -> None:
     if masks is not None and np.asarray(masks[i]).any():
-        ax.contour(np.asarray(masks[i]).astype(float), [0.5], colors=[YELLOW], linewidths=1.2)
+        outline(ax, np.asarray(masks[i]))
 
 
 def _scatter(ax: Axes, cosine: np.ndarray, best: int, worst: int, label: str) -> None:
@@ -94,7 +98,7 @@ def _scatter(ax: Axes, cosine: np.ndarray, best: int, worst: int, label: str) ->
     place = np.empty(len(order), int)
     place[order] = np.arange(len(order))
     ax.plot(place, cosine, ".", color=GREY, markersize=3)
-    for i, colour, name in ((best, RED, "best"), (worst, BLUE, "worst")):
+    for i, colour, name in ((best, GREEN, "best"), (worst, INK, "worst")):
         ax.plot(place[i], cosine[i], "o", color=colour, label=f"{name}: {cosine[i]:.3f}")
     ax.set(xlabel="prompts, sorted", ylabel=f"cosine to {label}")
     ax.legend(fontsize=8)
@@ -127,12 +131,14 @@ def similarity_curves(traces: Mapping[str, pd.DataFrame], columns: int = 3) -> F
     figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 2.4 * lines), squeeze=False, layout="constrained")
     for ax in axes.flat[len(traces) :]:
         ax.set_axis_off()
+    span = max(0.01, *(trace.best.max() - trace.best.min() for trace in traces.values()))  # the same for all: noise must not look like a peak
     for ax, (title, trace) in zip(axes.flat, traces.items(), strict=False):
         ax.plot(trace.iteration, trace.best, color=BLUE, marker=".")
         top = trace.best.argmax()
-        ax.plot(trace.iteration[top], trace.best[top], "o", color=RED)
-        ax.set(xlabel="iteration", ylabel="similarity to the prompt")
-        ax.set_title(title, fontsize=9)
+        ax.plot(trace.iteration[top], trace.best[top], "o", color=GREEN)
+        middle = (trace.best.max() + trace.best.min()) / 2
+        ax.set(xlabel="iteration", ylabel="similarity to the prompt", xticks=trace.iteration, ylim=(middle - 0.6 * span, middle + 0.6 * span))
+        ax.set_title(f"{title}: spread {trace.best.max() - trace.best.min():.3f}", fontsize=9)
     return figure
 
 
@@ -166,9 +172,9 @@ def _rounded(value: float) -> str:
 
 
 @styled
-def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
+def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15, shared: bool = False) -> Figure:
     """Test images, their anomaly maps in several arms, the true defect: one row per image. Each column has one colour scale, from the lowest to the
-    highest value of its maps; its head gives both.
+    highest value of its maps, or, ``shared``, all columns have one; a column's head gives its own two values.
 
     Args:
         x: (B, 3, H, W); maps: name -> (B, h, w); masks: (B, H, W) bool or None.
@@ -182,10 +188,15 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
             row[0].set_ylabel(titles[i], fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
         for ax, (name, values) in zip(row[1:], arrays.items(), strict=False):
             low, high = float(values.min()), float(values.max())
-            show_picture(ax, values[i], f"{name}\n{_rounded(low)} to {_rounded(high)}" if i == 0 else "", cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
+            head = f"{name}\n{_rounded(low)} to {_rounded(high)}" if i == 0 else ""
+            if shared:
+                low, high = (float(end(v.min() if end is min else v.max() for v in arrays.values())) for end in (min, max))
+            show_picture(ax, values[i], head, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
         if masks is not None:
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
             _outline(row[-1], masks, i)
+            if not np.asarray(masks[i]).any():
+                row[-1].set_xlabel("no defect", fontsize=8)
     return figure
 
 
@@ -236,10 +247,13 @@ def arm_points(groups: Mapping[str, pd.DataFrame], ylabel: str = "percent", colu
             ax.errorbar(at, part.ours, spread, fmt="o", color=COLOURS[arm], ecolor=INK, elinewidth=0.9, markersize=6, markeredgecolor=INK, markeredgewidth=0.5, label=NAMES[arm])
             for x, values in zip(at, part.get("each", pd.Series([()] * len(labels))), strict=True):
                 if isinstance(values, Sequence) and len(values) > 1:
-                    ax.plot([x] * len(values), values, ".", color=COLOURS[arm], markersize=3, zorder=1)
+                    ax.plot([x + 0.05] * len(values), values, "o", color=COLOURS[arm], markersize=3, markeredgecolor=INK, markeredgewidth=0.3, zorder=4)
         notes = dict(zip(table.label, table.note, strict=True))
         ax.set_xticks(range(len(labels)), ["\n".join(filter(None, (label.replace(" ", "\n"), notes[label]))) for label in labels], fontsize=8)
         ax.set(xlim=(-0.5, len(labels) - 0.5), ylabel=ylabel)
+        if ax.get_ylim()[0] < 52:
+            ax.axhline(50, color=GREY, linewidth=0.9, linestyle=":")
+            ax.annotate("chance", (1, 50), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points", fontsize=7, ha="right", color=GREY)
         ax.set_title(title, fontsize=9)
     _legend(figure, panels, 4 if len(panels) > 1 else 2)
     return figure
@@ -251,7 +265,7 @@ def gain_points(groups: Mapping[str, pd.DataFrame], xlabel: str = "gain of TGVIG
 
     Args:
         groups: title of a panel -> table with the columns label (a group of points), arm (the control), gain, gain_low, gain_high and note (text
-            below the label). Labels without a gain are left out.
+            below the label), and optionally categories: of two, the ends are drawn as what they are, two products. Labels without a gain are left out.
     """
     figure, panels = _panels(groups, "gain", columns, 7.5 if len(groups) == 1 else 4.8, 0.8, 0.5, sharex=True)
     for ax, title, table in panels:
@@ -262,7 +276,11 @@ def gain_points(groups: Mapping[str, pd.DataFrame], xlabel: str = "gain of TGVIG
             part = table[table.arm == arm].set_index("label").reindex(labels)
             at = np.arange(len(labels)) + 0.6 * (j - (len(arms) - 1) / 2) / len(arms)
             spread = np.nan_to_num(np.clip([part.gain - part.gain_low, part.gain_high - part.gain], 0, None).astype(float))
-            ax.errorbar(part.gain, at, xerr=spread, fmt="o", color=COLOURS[arm], ecolor=INK, elinewidth=0.9, markersize=6, markeredgecolor=INK, markeredgewidth=0.5, label=f"over {NAMES[arm]}")
+            few = (part["categories"] == 2).to_numpy() if "categories" in part else np.zeros(len(part), bool)
+            for chosen, line in ((~few, "-"), (few, ":")):  # of two products the ends are the products themselves
+                for y, value, (low, high) in zip(at[chosen], part.gain[chosen], spread.T[chosen], strict=True):
+                    ax.plot([value - low, value + high], [y, y], color=INK, linewidth=1.1, linestyle=line, marker="|" if line == ":" else "", zorder=3)
+            ax.plot(part.gain, at, "o", color=COLOURS[arm], markersize=5, markeredgecolor=INK, markeredgewidth=0.5, label=f"over {NAMES[arm]}")
         notes = dict(zip(table.label, table.note, strict=True))
         ax.set_yticks(range(len(labels)), ["\n".join(filter(None, (label, notes[label]))) for label in labels], fontsize=8)
         ax.set(xlabel=xlabel)
@@ -328,7 +346,8 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
             show_picture(figure.add_subplot(grid[row, 4 + column]), picture, f"{kind}: iteration {made.chosen[kind]}" if column == 1 else "")
     ax = figure.add_subplot(grid[2, 4:7])
     ax.plot(made.trace.iteration, made.trace.best, color=BLUE, marker=".")
-    ax.plot(made.chosen["best"], made.trace.best[made.chosen["best"] - 1], "o", color=RED)
+    for kind, colour in (("best", GREEN), ("worst", INK)):
+        ax.plot(made.chosen[kind], made.trace.best[made.chosen[kind] - 1], "o", color=colour)
     ax.set_xlabel("iteration", fontsize=8)
     ax.set_ylabel("similarity", fontsize=8)
     ax = figure.add_subplot(grid[:, 8])
@@ -359,16 +378,24 @@ def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
     found = {
         "overview": overview(made, result, f"real products of one run: {title}"),
         "prompts": prompt_similarity(made.selection, made.to_name),
-        "images": image_rows({"shot": made.x} | {f"{names[k]}\niteration {made.chosen[k]}": x for k, x in made.sets.items()}),
+        "images": image_rows({"shot": made.x} | _of_iterations(made, names), 5, 1.6),
         "similarity": similarity_curves({run.category: made.trace}),
     }
     if made.rivals:
-        found["rivals"] = image_rows({"original": made.x} | {name.replace("_", " "): x for name, x in made.rivals.items()} | {"ours": made.sets["best"]}, 4)
+        found["rivals"] = image_rows({"original": made.x} | {name.replace("_", " ").replace("vqgan clip", "VQGAN-CLIP,"): x for name, x in made.rivals.items()} | {"TGVIG": made.sets["best"]}, 4)
     return found
 
 
+def _of_iterations(made: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The sets of a run, named by the prompts that chose them: prompts that chose the same iteration share a row, for its images are the same."""
+    chosen: dict[int, list[str]] = {}
+    for kind in made.sets:
+        chosen.setdefault(int(made.chosen[kind]), []).append(kind)
+    return {"\n".join([*(names[k] for k in kinds), f"iteration {i}"]): made.sets[kinds[0]] for i, kinds in chosen.items()}
+
+
 def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
-    """The figures of the runs that are complete, numbered as in the paper, and their captions, into ``folder`` (``root/figures``). Nothing is drawn of
+    """The figures of the runs that are complete, numbered as in the paper (arXiv v1), and their captions, into ``folder`` (``root/figures``). Nothing is drawn of
     what was not run."""
     from fsad_lib.runs import open_run, project_root
     from fsad_lib.tables import tgvig as tables
@@ -376,8 +403,8 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     folder = folder or Path(root or project_root()) / "figures"
     suffix, written = "" if profile == "mini" else f"_{profile}", []
 
-    def save(figure: Figure, name: str) -> None:
-        written.extend(save_figure(figure, f"tgvig_{name}{suffix}", folder))
+    def save(figure: Figure, name: str, of: str = "") -> None:
+        written.extend(save_figure(figure, f"tgvig_{name}{suffix}", folder, f"{of}profile {profile}"))
 
     def stage22(dataset: str, category: str, seed: int, **more: str) -> Any:
         return open_run("22_synthesize", "tgvig", profile=profile, dataset=dataset, category=category, shots=1, seed=seed, **more)
@@ -397,26 +424,28 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         seed = int(block.seed.min())
         run = stage22(dataset, category, seed)
         result = block[(block.seed == seed) & block.part.isin(COLOURS)].assign(arm=lambda t: t.part, ours=lambda t: 100 * t.image_auroc)
-        drawn, hazelnut = of_run(run, result), profile == "paper" and category == "hazelnut"
+        drawn = of_run(run, result)
         if not drawn:
             continue
+        of = f"{dataset} {category}, 1 shot, seed {seed}, "
         made = stages.synthesize(run)
         traces[f"{category}"] = made.trace
-        if len(traces) == 1 or hazelnut:  # one product stands for all: the paper's, else the first by name
-            save(drawn["overview"], "figure3_overview"), save(drawn["prompts"], "figure7_prompts"), save(drawn["images"], "figure7_images")
+        shown = len(traces) == 1 or category == SHOWN[profile]
+        if shown:  # one product stands for all; another one's files are replaced
+            save(drawn["overview"], "figure3_overview"), save(drawn["prompts"], "figure7_prompts", of), save(drawn["images"], "figure7_images", of)
         several = {"estimated variance": made.sets["best"]}
         for label, overrides in (("unit variance", tables.ABLATIONS["variance", "unit variance"]), ("no variance", tables.ABLATIONS["variance", "without variance"])):
             other = stages.source_run(stage22(dataset, category, seed, overrides=overrides))
             if other.has("prompt.json", "generated.npz", "trace.csv", "quality.json"):
                 several[label] = stages.synthesize(other).sets["best"]
-        if len(several) > 1 and (not varied or hazelnut):  # the first product that was run with other variances, too
-            save(image_rows({"shot": made.x} | several), "figure9_variance")
+        if len(several) > 1 and (not varied or shown):  # the first product that was run with other variances, too
+            save(image_rows({"shot": made.x} | several), "figure9_variance", of)
             varied = True
         drawn = of_run(stage22(dataset, category, seed, overrides=tables.table1_overrides(profile), tag=tables.TABLE1_TAG))
         if "rivals" in drawn:
-            save(drawn["rivals"], f"figure2_generators_{category}")
+            save(drawn["rivals"], f"figure2_generators_{category}", of)
     if traces:
-        save(similarity_curves(traces), "figure8_similarity")
+        save(similarity_curves(traces), "figure8_similarity", f"1 shot, seed {int(one.seed.min())}, ")
     path = folder / f"tgvig_captions{suffix}.md"
     with replacing(path) as temporary:
         temporary.write_text(captions([p.name for p in written], suffix), encoding="utf-8")

@@ -51,7 +51,7 @@ CHECKPOINT = "integrator.pt"
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of one integration; the paper gives `images` (20) and Adam, nothing else.
+    """Hyper-parameters of one integration; the main text gives `images` (20) and Adam, nothing else; its appendix was not at hand.
 
     Attributes:
         iterations: L. images: M. augmented: N. lam: lambda of eq. 7. lr: of Adam, with its default betas for the generator (the paper says

@@ -1,7 +1,7 @@
 """VQGAN-CLIP (Crowson et al., ECCV 2022): a latent, optimised until CLIP sees the prompt in random cut-outs of its image.
 
-The paper's rival in Tables 1 and 2, driven by "a hazelnut", "a photo of a hazelnut" or the image's caption. Whether it began
-there from noise or from the original image is not said; both are possible here.
+The paper's rival in Table 1 and Figure 2, driven by "Hazelnut", "a photo of a hazelnut" or the image's caption. Whether it began there from
+noise or from the original image is not said; both are possible here. Who drew Table 2's images is not said either.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ __all__ = ["FeatureMemory"]
 
 
 class FeatureMemory:
-    """The three memories of WinCLIP+: windows of each scale, and patches (WinCLIP paper, eq. 4 and 5).
+    """The three memories of WinCLIP+: windows of each scale, and patches (WinCLIP paper).
 
     Args:
         clip: the model whose features are kept.
@@ -84,5 +84,5 @@ class FeatureMemory:
 
     @staticmethod
     def _association(features: Tensor, stored: Tensor) -> Tensor:
-        # WinCLIP eq. 4: M_ij = min_r 1/2 (1 - <F_ij, r>)
+        # reference association: M_ij = min_r 1/2 (1 - <F_ij, r>)
         return nearest_cosine_distance(features, stored) / 2

@@ -346,7 +346,7 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("clip", "CLIP: image AUROC, development", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
-        ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept", ["contrast_kept", "contrast_projected"]),
+        ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("vae", "VAE: contrast kept (section 4)", ["contrast_projected"]),
         ("vae", "VAE: PSNR, dB", ["psnr"]), ("vqgan", "VQGAN: losses", ["absolute", "perceptual", "discriminator"]),
         ("vqgan", "VQGAN: PSNR, dB", ["psnr", "psnr_without_codes"]), ("vqgan", "VQGAN: perplexity of the codes", ["perplexity"]),
         ("resnet18", "ResNet-18, a student: loss", ["loss"]), ("pdn", "patch network, a student: loss", ["loss"]),
@@ -370,5 +370,7 @@ def training_curves(logs: dict[str, pd.DataFrame]):
                 ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2 if len(columns) < 5 else 3)  # below the panel: curves cross every corner
             if "AUROC" in title:
                 ax.axhline(0.5, color=plots.GREY, linewidth=0.9, linestyle=":")
+            if "contrast" in title:
+                ax.axhline(0.7, color=plots.GREY, linewidth=0.9, linestyle=":")  # the gate
     plt.close(figure)
     return figure

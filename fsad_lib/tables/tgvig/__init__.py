@@ -129,7 +129,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         ("per_category", fab, show_per_class(fab), "TGVIG: image AUROC of every category", [percent, mini]),
         ("claims", claims(root, profile, setting), None, "TGVIG: what the paper claims",
          ["A miniature's verdict neither confirms nor refutes the paper.", sources]),
-        ("own_choices", own_choices(root, profile, "tgvig"), None, "Values that the TGVIG paper leaves open", []),
+        ("own_choices", own_choices(root, profile, "tgvig"), None, "TGVIG: values not known from the sources at hand", []),
     ):  # fmt: skip
         written += write_table(table, f"tgvig_{name}{suffix}", folder, display=table if display is None else display, caption=caption, notes=notes)
     return written

@@ -117,6 +117,8 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
                         if cell["state"] == "partial" and of == "paper":  # part of a benchmark is not the benchmark
                             cell |= dict.fromkeys(("mean", "std", "low", "high"), np.nan)
                         gap = paired_gap(rows, "generated", arm, metric) if arm in CONTROLS else paired_gap(rows[:0], "", "")
+                        if of == "paper" and len(gap["per_category"]) < len(expected_categories(dataset) or [0]):
+                            gap |= dict.fromkeys(("mean", "low", "high", "relative"), np.nan)
                         value = said.get((dataset, setting, name, metric), np.nan) if of == "paper" and arm == "generated" else np.nan
                         records.append(
                             {"data_set": unit, "profile": of, "shots": setting, "baseline": BASELINES[name], "metric": metric, "arm": arm,
@@ -282,7 +284,7 @@ def gains_reported(root: str | Path | None = None, profile: str = "mini", rows: 
     for of, dataset, what, setting, name in wanted:
         block = (real if of == "paper" else mine).query("dataset == @dataset and setting == @setting")
         group = what.removesuffix("_anomalies") if what.startswith(("logical", "structural")) else "all"
-        block = block[(block.group == group) & ((name == "four") | (block.method == name))].assign(group="all")
+        block = block[(block.group == group) & ((name == "four") | (block.method == name))].assign(group="all", part_of=group)
         chosen = expected_categories(dataset) or []
         if what in ("objects", "textures"):
             chosen = [c for c in chosen if surface(dataset, c) == what]

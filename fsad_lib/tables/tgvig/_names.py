@@ -34,7 +34,7 @@ ABLATIONS: dict[tuple[str, str], str] = {
 }
 """(component, arm) of Table 3 -> the overrides of its runs."""
 
-_SIZE, _SHARE, _ALL = "one size in every arm", "a tenth of an arm's patches, as published", "every patch"
+_SIZE, _SHARE, _ALL = "one size in every arm", "a tenth of an arm's patches, anomalib's default", "every patch"
 _EVERY = "baselines.coreset=1,baselines.coreset_size=null"
 MEMORIES = {
     "mini": {_SIZE: "", _SHARE: "baselines.coreset_size=null", _ALL: _EVERY},
@@ -110,7 +110,7 @@ def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
 
 
 def surface(dataset: str, category: str) -> str:
-    """ "objects", "textures", or "" for BTAD's third product, which the paper leaves out.
+    """ "objects", "textures", or "" for BTAD's third product, which the paper's text does not name.
 
     >>> surface("btad", "01"), surface("btad", "02"), surface("btad", "03"), surface("minifab", "wood")
     ('objects', 'textures', '', 'textures')
