@@ -296,6 +296,12 @@ def test_mvtec_reader_and_count_check(tmp_path, monkeypatch, place):
         and mvtec_ad.counts_of(table) == (5, 2, 3)
         and datasets.has_masks(table)
     )
+    mask = next((tmp_path / place / "bottle/ground_truth/scratch").iterdir())
+    content = mask.read_bytes()
+    mask.unlink()
+    with pytest.raises(FsadError, match="1 defective images have no mask"):
+        datasets.load("mvtec_ad", "bottle", tmp_path)
+    mask.write_bytes(content)
     next((tmp_path / place / "bottle/test/good").iterdir()).unlink()
     with pytest.raises(FsadError, match=r"found 5/1/3 .*expected 5/2/3"):
         datasets.load("mvtec_ad", "bottle", tmp_path)
@@ -649,6 +655,24 @@ def test_manifest_default_place(tmp_path, nuts, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path / "home"))
     shots.take(nuts, "demo", "nut", 5, 2)
     assert (tmp_path / "home/data/shots/demo/nut/seed5.json").is_file()
+
+
+def test_accents_stored_apart_are_the_accents_typed(tmp_path):
+    """A Mac writes "ä" as two characters."""
+    apart, typed = "Geha\u0308use", "Geh\u00e4use"
+    mvtec_tree(tmp_path, apart)
+    base = tmp_path / apart
+    (base / "test/scratch/000.png").rename(base / "test/scratch/\u00e4.png")
+    (base / "ground_truth/scratch/000_mask.png").rename(base / "ground_truth/scratch/a\u0308_mask.png")
+    table = datasets.load("folder", typed, tmp_path)
+    assert set(table.category) == {typed} and datasets.has_masks(table)
+
+
+def test_values_out_of_range_are_found_before_a_run(tmp_path):
+    mvtec_tree(tmp_path)
+    Image.fromarray(np.full((8, 8), 200, np.float32)).save(tmp_path / "nut/test/good/000.tif")
+    with pytest.raises(FsadError, match="values 200..200"):
+        datasets.check_readable(datasets.load("folder", "nut", tmp_path))
 
 
 def test_pair_masks_prefers_the_mvtec_name(tmp_path):

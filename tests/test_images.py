@@ -209,7 +209,7 @@ def test_a_lossy_mask_is_told_by_its_content(tmp_path, kind, options):
 def test_a_lossless_mask_keeps_its_class_numbers(tmp_path):
     m = np.zeros((8, 8, 3), np.uint8)
     m[2:5, 2:5] = 1
-    for name, kind, options in (("a.png", "PNG", {}), ("b.webp", "WEBP", {"lossless": True}), ("c.jpg", "PNG", {}), ("d.tif", "TIFF", {})):
+    for name, kind, options in (("a.png", "PNG", {}), ("b.webp", "WEBP", {"lossless": True}), ("e.webp", "WEBP", {"lossless": True, "xmp": b"<x/>" * 3, "icc_profile": b"odd"}), ("c.jpg", "PNG", {}), ("d.tif", "TIFF", {})):
         Image.fromarray(m).save(tmp_path / name, kind, **options)
         assert not images.lossy_format(tmp_path / name) and images.mask_array(tmp_path / name).sum() == 9, name
 

@@ -145,6 +145,40 @@ def test_swapped_test_images_repeat_what_names_them_and_no_training(home, method
     assert {stage for stage in before if before[stage] != after[stage]} == {judging} | ({"21_synthesize"} & before.keys())
 
 
+@pytest.mark.parametrize("method, judging", [("adp", "40_evaluate"), ("anomalysd", "41_evaluate"), ("tgvig", "42_evaluate")])
+def test_a_new_test_image_repeats_the_judging_alone_and_a_new_training_image_all(home, method, judging):
+    def fingerprints():
+        runs.forget_inputs()
+        given = CELL | {"data_root": str(home / "mine")}
+        return {stage: runs.open_run(stage, method, **given).fingerprint for stage in (judging, *runs.UPSTREAM[judging, method])}
+
+    before = fingerprints()
+    new = home / "mine/part/test/unknown/new.png"
+    new.parent.mkdir()
+    Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).save(new)
+    judged = fingerprints()
+    assert {stage for stage in before if before[stage] != judged[stage]} == {judging}
+    Image.fromarray(np.full((8, 8, 3), 78, np.uint8)).save(home / "mine/part/train/good/new.png")
+    trained = fingerprints()
+    assert all(trained[stage] != judged[stage] for stage in judged)
+
+
+def test_linked_folders_of_a_checkpoint_count_and_hidden_files_do_not(home, tmp_path):
+    model, aside = home / "data/models/mini/clip", tmp_path / "aside"
+    model.mkdir(parents=True), aside.mkdir()
+    (aside / "weights.bin").write_bytes(b"one")
+    (model / "unet").symlink_to(aside)
+    (aside / "round").symlink_to(aside)  # a loop ends
+    runs.forget_inputs()
+    before = opened(home).fingerprint
+    (model / ".DS_Store").write_bytes(b"x"), (model / ".cache").mkdir(), (model / ".cache" / "lock").write_bytes(b"x")
+    runs.forget_inputs()
+    assert opened(home).fingerprint == before
+    (aside / "weights.bin").write_bytes(b"other")
+    runs.forget_inputs()
+    assert opened(home).fingerprint != before
+
+
 def test_every_stage_of_a_method_is_known_to_judge_or_not():
     from fsad_lib.pipeline import STAGES
 
@@ -293,6 +327,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 
 def test_an_error_of_the_writer_leaves_nothing(tmp_path, monkeypatch):
+    with pytest.raises(PermissionError, match="elsewhere"), runs.replacing(tmp_path / "a.bin"):
+        raise PermissionError(errno.EACCES, "no", "/elsewhere/b.bin")  # of another file: no advice about this one
     with pytest.raises(KeyError), runs.replacing(tmp_path / "a.bin") as temporary:
         temporary.write_bytes(b"half")
         raise KeyError
@@ -454,6 +490,22 @@ def test_a_change_of_used_code_counts_however_deep(package, changes):
     assert runs.code_hash("pack.stages:first", package=package(**changes)) != before
 
 
+def test_a_table_beside_a_used_module_counts(package):
+    folder = package()
+    before = runs.code_hash("pack.stages:first", package=folder)
+    (folder / "deep" / "words.csv").write_text("a,b\n")
+    after = runs.code_hash("pack.stages:first", package=folder)
+    assert after != before
+    (folder / "elsewhere").mkdir(), (folder / "elsewhere" / "words.csv").write_text("a,b\n")
+    assert runs.code_hash("pack.stages:first", package=folder) == after
+
+
+def test_the_hash_is_the_same_under_every_python(package):
+    """Python 3.12 gave functions type parameters, 3.13 stopped to write empty fields; both would repeat every run."""
+    source = "def f(a, *b, c=None, **d):\n    return [x for x in b if x] or (lambda: a)()\n\n\nclass C:\n    x: int = 1\n"
+    assert runs.digest(runs._dump(runs.ast.parse(source)))[:16] == "743051983660ac23"
+
+
 def test_unrelated_code_does_not_count(package):
     before = runs.code_hash("pack.stages:first", package=package())
     changed = package(other="def unrelated():\n    return 1\n", stages=PACKAGE["stages"].replace("second", "third"))
@@ -494,3 +546,12 @@ def test_a_project_folder_of_links_in_a_circle_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path / "a" / "x"))
     with pytest.raises(FsadError, match="FSAD_HOME is"):
         runs.project_root()
+
+
+def test_a_file_system_without_locks_is_no_error(home, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(runs.fcntl, "flock", refuse)
+    with opened(home).locked():
+        pass

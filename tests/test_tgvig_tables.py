@@ -273,6 +273,15 @@ def test_claims_are_judged_by_what_was_run(tmp_path):
     assert found.Holds["general"] == "no" and found.Holds["fewer_more"] == "yes, no interval"
 
 
+def test_a_loss_is_no_gain_that_shrinks_and_a_fall_no_saturation(tmp_path):
+    fake(tmp_path, "minifab", gain=-0.12), fake(tmp_path, "minifab", shots=5, gain=-0.3)
+    copies = [overrides for (component, _), overrides in t.ABLATIONS.items() if component == "copies"]
+    for overrides, gain in zip(copies, np.linspace(-0.1, -0.3, len(copies)), strict=True):
+        fake(tmp_path, "minifab", tag=overrides_tag(overrides), gain=gain, arms={"shots": 0.6, "generated": 0.7})
+    found = t.claims(tmp_path).set_index("id")
+    assert found.Holds["fewer_more"] == "no gain" and found.Holds["saturation"] == "no, no interval"
+
+
 def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     names = {path.relative_to(tmp_path).as_posix() for path in t.write_all()}
