@@ -153,8 +153,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~UMASK)  # as any file of the user's: safetensors writes for its owner alone
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is not None and os.path.dirname(os.path.abspath(os.fsdecode(error.filename))) != os.path.abspath(path.parent) and Path(os.fsdecode(error.filename)) != path.parent:
-            raise  # of another file that the block reads or writes
+        named = Path(os.path.abspath(os.fsdecode(error.filename))) if isinstance(error.filename, str | bytes | os.PathLike) else path
+        if Path(os.path.abspath(path.parent)) not in (named, named.parent):
+            raise FsadError(f"{named}: {error.strerror or error}. Make it readable, or its folder writable.") from error  # another file of the block's
         raise _explain(error, path) from error
     except Exception as error:
         if _disk_full(error, path.parent):
@@ -264,7 +265,7 @@ def _files(folder: Path) -> Iterator[Path]:
     entered = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         entered.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) not in entered]
+        folders[:] = sorted(name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) not in entered)
         yield from (Path(here, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(here, name)))
 
 
