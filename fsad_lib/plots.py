@@ -434,7 +434,7 @@ def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: 
                 continue
             show_picture(ax, pixels[j], edge=colour)
             if values is not None and j < len(values):
-                ax.set_xlabel(f"P(damaged object) {values[j]:.2f}", fontsize=7.5, labelpad=2)
+                ax.set_xlabel(f"P(damaged object) {values[j]:.2f}", fontsize=7, labelpad=2)
         box = line[0].get_position()
         figure.text(0.01, (box.y0 + box.y1) / 2, f"{name}\n", fontsize=10, fontweight="bold", va="center", color=colour)
         figure.text(0.01, (box.y0 + box.y1) / 2 - 0.03, prompt, fontsize=8, va="center", color="#555555")
@@ -639,13 +639,13 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None, not
 
 
 def _sign(figure: Figure, note: str) -> None:
-    """A small line at the foot of a figure, to the right; where the figure has one already, behind it."""
+    """A small line at the foot of a figure; where the figure has one already, behind it."""
     if figure.get_supxlabel():
         figure.supxlabel(f"{figure.get_supxlabel()}     {note}", fontsize=7.5, color="#555555")
     elif figure.get_layout_engine() is not None:  # which then leaves room for it
         figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
     else:
-        figure.text(0.995, 0.004, note, ha="right", va="bottom", fontsize=7, color="#555555")
+        figure.text(0.01, 0.008, note, ha="left", va="bottom", fontsize=7, color="#555555")  # where the rows of pictures have their names
 
 
 def _png(figure: Figure) -> bytes:
