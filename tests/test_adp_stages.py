@@ -284,3 +284,33 @@ def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project
     bare = f"{OVERRIDES},winclip.scales=[2,16],winclip_clip.checkpoint={weights},winclip_clip.architecture=ViT-B-16,clip.checkpoint={weights}"
     with pytest.raises(FsadError, match="window of 16 patches .* at most 14, as many as winclip_clip has"):
         stages.personalize(open_run(project, "10_personalize", overrides=bare, seed=4))
+
+
+def test_each_word_is_learned_as_its_equation_says(project, monkeypatch):
+    """TI without CLIP, c_n with it, c_a from c_n against the pseudo-anomalies; new ones from c_a and another seed."""
+    learned, drawn = [], []
+    learn, make = stages.learn_concept, stages._make_pseudo
+
+    def learning(clip, diffusion, x, init, **how):
+        found = learn(clip, diffusion, x, init, **how)
+        learned.append((init, how, found[0].clone()))
+        return found
+
+    def making(run, name, diffusion, x, *more):
+        drawn.append(more)
+        return make(run, name, diffusion, x, *more)
+
+    monkeypatch.setattr(stages, "learn_concept", learning)
+    monkeypatch.setattr(stages, "_make_pseudo", making)
+    run = open_run(project, "20_synthesize", seed=5, overrides=f"{OVERRIDES},adp.alpha=0.7,adp.gamma=0.15")
+    stages.synthesize(run)
+    (ti, ti_how, _), (normal, normal_how, c_n), (anomalous, anomalous_how, _) = learned
+    adp, before = run.profile.adp, stages.personalize(run.upstream("10_personalize"))
+    assert ti == normal == "object" and torch.equal(anomalous, c_n)
+    assert [how["alpha"] for how in (ti_how, normal_how, anomalous_how)] == [0, 0.7, 0.7]
+    assert [how["steps"] for how in (ti_how, normal_how, anomalous_how)] == [2, 3, 2]
+    assert not {"pseudo", "gamma"} & (ti_how.keys() | normal_how.keys()) and anomalous_how["gamma"] == 0.15
+    assert torch.equal(anomalous_how["pseudo"], before.pseudo.x)
+    (prompts, n, seed), (tuning, n_tuning, other, words) = drawn
+    assert (list(prompts), n, seed) == (list(adp.prompts_pseudo), 3, 5) and (list(tuning), n_tuning) == (list(adp.prompts_tuning), 2)
+    assert other != seed and "<c_a>" in words

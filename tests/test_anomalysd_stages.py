@@ -51,6 +51,31 @@ def test_one_model_for_all_categories(project, evaluated):
     assert set(after) == set(before) and any(not torch.equal(after[k], before[k]) for k in before)
 
 
+def test_the_detector_has_the_fine_tuned_weights(project, evaluated):
+    run = open_run(project, "41_evaluate")
+    source = stages.tuned_run(run)
+    model, _ = stages.load_tuned(run)
+    before = stages.load_models(run.profile)[0]
+    saved, decoder = load_file(source.product_path("unet.safetensors")), load_file(source.product_path("decoder.safetensors"))
+    assert all(torch.equal(v, saved[k].float()) for k, v in model.unet.state_dict().items())
+    parts = stages.decoder_parameters(model.vae)
+    assert all(torch.equal(p, decoder[str(i)].float()) for i, p in enumerate(parts))
+    assert any(not torch.equal(p, q) for p, q in zip(parts, stages.decoder_parameters(before.vae), strict=True)), "or the check could not fail"
+    held = stages.build_detector(run).model
+    assert all(torch.equal(v, saved[k].float()) for k, v in held.unet.state_dict().items())
+
+
+def test_fine_tuning_is_given_the_foreground_and_every_products_sentences(project, monkeypatch):
+    given, tune = {}, stages.finetune_unet
+    left = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    left[..., :16] = True
+    monkeypatch.setattr(stages, "foreground", lambda x: left[: len(x)])
+    monkeypatch.setattr(stages, "finetune_unet", lambda model, x, prompts, where, **how: given.update(prompts=prompts, where=where) or tune(model, x, prompts, where, **how))
+    made = stages.personalize(open_run(project, "11_personalize", seed=7))
+    assert torch.equal(given["where"], left) and torch.equal(made.foreground, left)
+    assert [p[0] for p in given["prompts"]] == ["A perfect gear.", "A perfect gear.", "A perfect nut.", "A perfect nut."]
+
+
 def test_shots_are_those_of_a_run_of_one_category(project):
     whole = open_run(project, "11_personalize")
     for name in COLOURS:

@@ -49,7 +49,7 @@ def finetune_unet(
 
     Args:
         model: its ``amp`` says whether the U-Net runs in bfloat16 (weights and optimizer stay float32).
-        x: (N, 3, H, W) in [0, 1], the normal images of all categories; each occurs equally often.
+        x: (N, 3, H, W) in [0, 1], the normal images of all categories. Each step draws anew which it sees; of more images than a batch holds, a short training may not meet all.
         prompts: for each image the sentences y to draw from, :func:`fsad_lib.anomalysd.prompts.training_prompts`.
         foreground: (N, 1, H, W) bool, to which the random rectangles are restricted; None: no restriction.
         steps, lr, batch_size: AdamW with a constant learning rate.
