@@ -211,7 +211,7 @@ def _describe_notebook(run: runs.Run) -> dict[str, Any]:
         finished = sorted(p for profile in {name, "paper"} for p in (root / "data" / "runs" / profile).glob("*/*/*/*/metrics.json"))
         described["runs"] = [[p.parts[-6:-1], h] for p, h in zip(finished, runs.file_hashes(finished), strict=True)]
         # what a run's fingerprint leaves out decides how tables and figures look, and is a matter of seconds
-        drawn = [*(root / "data").glob("*.csv"), *(root / "data" / "reported").glob("*"), *(root / "data" / "results").glob("*")]
+        drawn = [*(root / "data").glob("*.csv"), *(root / "data" / "reported").glob("*")]  # data/results it writes itself
         drawn += [*package.glob("tables/**/*.py"), package / "plots.py", *package.glob("profiles/*.yaml"), *package.glob("*/figures.py")]
         described["drawn"] = [[p.name, h] for p, h in zip(sorted(drawn), runs.file_hashes(sorted(drawn)), strict=True)]
     return described

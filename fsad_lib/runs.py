@@ -849,25 +849,12 @@ def _describe(run: Run) -> dict[str, Any]:
     if not blind:  # products name the images
         described["names"] = [_table(root, i["dataset"], c, run.data_root)[2] for c in run.categories]
     if run.method == "tgvig":
-        described["words"] = _words(root)
+        from fsad_lib.tgvig import wordnet
+
+        described["words"] = ["nltk"] if wordnet.installed() else file_hashes([wordnet.relations_file()])
     for stage in UPSTREAM.get((run.stage, run.method), ()):
         described[f"upstream {stage}"] = code_hash(stage_entry(stage, run.method))
     return described
-
-
-def _words(root: Path) -> list[str]:
-    """Where related words come from: nltk's corpus where it is installed, else the shipped relations; see :mod:`fsad_lib.tgvig.wordnet`."""
-    from importlib import import_module, util
-
-    shipped = file_hashes([root / "data" / "wordnet" / "relations.csv"])
-    if util.find_spec("nltk") is None:  # no dependency of this project
-        return shipped
-    nltk = import_module("nltk")
-    for name in ("corpora/wordnet", "corpora/wordnet.zip"):
-        with contextlib.suppress(LookupError, OSError):
-            nltk.data.find(name)
-            return ["nltk"]
-    return shipped
 
 
 def overrides_tag(overrides: str) -> str:

@@ -520,6 +520,10 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     assert not pipeline.execute("50_figures_adp").skipped, "a lost figure is drawn again"
     runs.write_json(home / "data/runs/mini/folder/part/40_last_fake/k2_seed0/metrics.json", {"rows": []})
     assert not pipeline.execute("50_figures_adp").skipped, "a new run is drawn"
+    (home / "data" / "reported").mkdir(parents=True, exist_ok=True)
+    (home / "data" / "reported" / "claims.csv").write_text("id\n")
+    assert not pipeline.execute("50_figures_adp").skipped, "what the paper reports was corrected"
+    assert pipeline.execute("50_figures_adp").skipped
     notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 1  # a comment")
     assert pipeline.execute("50_figures_adp").skipped
     notebook(home / "notebooks", path.stem, 'profile: str = "mini"  # which runs\n', body="x = 2")

@@ -367,16 +367,16 @@ def mean_over_categories(
     }
 
 
-def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_auroc") -> dict | None:
+def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_auroc", group: str = "all") -> dict | None:
     """Paired difference left - right in percent points over the categories and seeds that both have.
 
-    Seeds are averaged first; the interval resamples categories, or images where there is one category.
+    Seeds are averaged first; the interval resamples categories, or images where there is one category (of the groups "all", "seen" and "unseen",
+    which predictions tell apart).
     Returns mean, low, high, per_category (Series), or None when they share nothing.
     """
     index = ["category", "seed"]
-    part = "all" if "part_of" not in left else left.part_of.iloc[0]
-    a = left[left.group == "all"].set_index(index)
-    b = right[right.group == "all"].set_index(index)
+    a = left[left.group == group].set_index(index)
+    b = right[right.group == group].set_index(index)
     shared = a.index.intersection(b.index)
     if not len(shared):
         return None
@@ -386,7 +386,7 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
     else:
         low = high = np.nan
         seeds = _seed_scores(pd.concat([a.loc[shared], b.loc[shared]]).reset_index())
-        wins = [None] if seeds is None else [_wins(part) for part in (seeds[: len(shared)], seeds[len(shared) :])]
-        if all(w is not None for w in wins) and metric == "image_auroc" and part == "all":  # predictions are of all images
+        wins = [None] if seeds is None else [_wins(part, group) for part in (seeds[: len(shared)], seeds[len(shared) :])]
+        if all(w is not None for w in wins) and metric == "image_auroc" and group in ("all", "seen", "unseen"):
             _, low, high = (100 * v for v in _bootstrap_images(wins[0] - wins[1]))
     return {"mean": per_category.mean(), "low": low, "high": high, "per_category": per_category}

@@ -180,6 +180,7 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
         x: (B, 3, H, W); maps: name -> (B, h, w); masks: (B, H, W) bool or None.
     """
     pixels, arrays = to_pixels(x), {name: np.asarray(v) for name, v in maps.items()}
+    lowest, highest = min(float(v.min()) for v in arrays.values()), max(float(v.max()) for v in arrays.values())
     columns = 1 + len(arrays) + (masks is not None)
     figure, axes = plt.subplots(len(pixels), columns, figsize=(size * columns + 0.8, size * len(pixels) + 0.3), squeeze=False, layout="constrained")
     for i, row in enumerate(axes):
@@ -190,7 +191,7 @@ def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | Non
             low, high = float(values.min()), float(values.max())
             head = f"{name}\n{_rounded(low)} to {_rounded(high)}" if i == 0 else ""
             if shared:
-                low, high = (float(end(v.min() if end is min else v.max() for v in arrays.values())) for end in (min, max))
+                low, high = lowest, highest
             show_picture(ax, values[i], head, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
         if masks is not None:
             show_picture(row[-1], pixels[i], "true defect" if i == 0 else "")
@@ -430,7 +431,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         of = f"{dataset} {category}, 1 shot, seed {seed}, "
         made = stages.synthesize(run)
         traces[f"{category}"] = made.trace
-        shown = len(traces) == 1 or category == SHOWN[profile]
+        shown = len(traces) == 1 or category == SHOWN.get(profile)
         if shown:  # one product stands for all; another one's files are replaced
             save(drawn["overview"], "figure3_overview"), save(drawn["prompts"], "figure7_prompts", of), save(drawn["images"], "figure7_images", of)
         several = {"estimated variance": made.sets["best"]}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from fsad_lib.errors import FsadError
 
-__all__ = ["RELATIONS", "SHIPPED_DEPTH", "Related", "WordNetFiles", "base_form", "lookup", "related"]
+__all__ = ["RELATIONS", "SHIPPED_DEPTH", "Related", "WordNetFiles", "base_form", "installed", "lookup", "related"]
 
 RELATIONS = ("synonym", "hypernym", "hyponym", "part", "whole")
 """in the paper's words: synonyms, hypernyms, hyponyms, and part-whole relationships, in both directions"""
@@ -150,6 +150,11 @@ def _nltk_wordnet() -> Any | None:
         return reader
     except (ImportError, LookupError, AttributeError):
         return None
+
+
+def installed() -> bool:
+    """Whether related words come from nltk's corpus (else from the shipped relations)."""
+    return _nltk_wordnet() is not None
 
 
 @lru_cache(maxsize=4)

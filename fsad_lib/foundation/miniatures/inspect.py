@@ -20,6 +20,7 @@ from ...errors import FsadError
 from ..diffusion import resize
 
 __all__ = [
+    "around",
     "Pairs", "cka", "edits", "missing", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
     "training_curves", "training_table",
 ]  # fmt: skip
@@ -329,6 +330,19 @@ def training_table(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
         hours = (samples / log[RATE[part]]).sum() / 3600
         rows[part] = {"steps": int(log["step"].iloc[-1]), "samples": int(samples.sum()), "hours": round(hours, 2)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
+
+
+def around(x, mask, side: int = 56):
+    """The ``side`` x ``side`` pixels of an image (3, H, W) around the defect of a (H, W) mask, moved inwards at the border.
+
+    >>> import torch
+    >>> mask = torch.zeros(64, 64, dtype=torch.bool); mask[60, 30] = True
+    >>> x = torch.arange(64.0).expand(3, 64, 64)
+    >>> around(x, mask, 16).shape, around(x, mask, 16)[0, 0, 0].item()
+    (torch.Size([3, 16, 16]), 22.0)
+    """
+    corner = [min(max(int(at.float().mean()) - side // 2, 0), size - side) for at, size in zip(mask.nonzero(as_tuple=True), mask.shape, strict=True)]
+    return x[:, corner[0] : corner[0] + side, corner[1] : corner[1] + side]
 
 
 def training_curves(logs: dict[str, pd.DataFrame]):

@@ -92,10 +92,8 @@ def _judge_objects(root, profile, rows, dataset, setting) -> tuple[str, str]:
 def _judge_logical(root, profile, rows, dataset, setting) -> tuple[str, str]:
     texts, says = [], {}
     for metric, task in _TASKS.items():
-        found = {}
-        for group in ("logical", "structural"):
-            block = rows[(rows.setting == setting) & (rows.method == "patchcore") & (rows.group == group)].assign(group="all")
-            found[group] = paired_gap(block, "generated", "shots", metric)["mean"]
+        block = rows[(rows.setting == setting) & (rows.method == "patchcore")]
+        found = {group: paired_gap(block, "generated", "shots", metric, group)["mean"] for group in ("logical", "structural")}
         if not any(map(pd.isna, found.values())):
             texts.append(f"{task}: " + ", ".join(f"{group} {gap:+.1f}" for group, gap in found.items()))
             says[task] = all(gap > 0 for gap in found.values())

@@ -81,12 +81,12 @@ def all_rows(root: str | Path | None = None, profile: str = "mini") -> pd.DataFr
     return pd.concat([rows for rows in found if len(rows)] or found[:1], ignore_index=True)
 
 
-def paired_gap(rows: pd.DataFrame, left: str, right: str, metric: str = "image_auroc") -> dict:
+def paired_gap(rows: pd.DataFrame, left: str, right: str, metric: str = "image_auroc", group: str = "all") -> dict:
     """left - right over the categories and seeds that both arms have, in points with the interval, and relative to right in percent."""
     empty = dict.fromkeys(("mean", "low", "high", "relative"), np.nan) | {"per_category": pd.Series(dtype=float)}
-    rows = rows[rows[metric].notna()]
+    rows = rows[rows[metric].notna() & (rows.group == group)]
     a, b = rows[rows.part == left], rows[rows.part == right]
-    found = difference(a, b, metric) if len(a) and len(b) else None
+    found = difference(a, b, metric, group) if len(a) and len(b) else None
     if found is None:
         return empty
     index = ["category", "seed"]
@@ -246,15 +246,15 @@ def show_per_class(table: pd.DataFrame) -> pd.DataFrame:
 _DETECTION = {"image_auroc": "detection (image AUROC)", "pixel_auroc": "segmentation (pixel AUROC)"}
 
 
-def _mean_gap(rows: pd.DataFrame, control: str, metric: str) -> dict:
+def _mean_gap(rows: pd.DataFrame, control: str, metric: str, group: str) -> dict:
     """generated - control, a mean over the baselines in ``rows``, on the products that all of them were run on; baselines, categories: how many."""
-    each = {name: paired_gap(block, "generated", control, metric)["per_category"] for name, block in rows.groupby("method", sort=False)}
+    each = {name: paired_gap(block, "generated", control, metric, group)["per_category"] for name, block in rows.groupby("method", sort=False)}
     each = {name: values for name, values in each.items() if len(values)}
     shared = sorted(set.intersection(*(set(values.index) for values in each.values()))) if each else []
     empty = dict.fromkeys(("mean", "low", "high", "relative"), np.nan)
     if not shared:
         return empty | {"baselines": 0, "categories": 0}
-    found = [paired_gap(rows[(rows.method == name) & rows.category.isin(shared)], "generated", control, metric) for name in each]
+    found = [paired_gap(rows[(rows.method == name) & rows.category.isin(shared)], "generated", control, metric, group) for name in each]
     gap = found[0]
     if len(found) > 1:
         mean = pd.concat([g["per_category"] for g in found], axis=1).mean(axis=1)
@@ -284,7 +284,7 @@ def gains_reported(root: str | Path | None = None, profile: str = "mini", rows: 
     for of, dataset, what, setting, name in wanted:
         block = (real if of == "paper" else mine).query("dataset == @dataset and setting == @setting")
         group = what.removesuffix("_anomalies") if what.startswith(("logical", "structural")) else "all"
-        block = block[(block.group == group) & ((name == "four") | (block.method == name))].assign(group="all", part_of=group)
+        block = block[(block.group == group) & ((name == "four") | (block.method == name))]
         chosen = expected_categories(dataset) or []
         if what in ("objects", "textures"):
             chosen = [c for c in chosen if surface(dataset, c) == what]
@@ -294,7 +294,7 @@ def gains_reported(root: str | Path | None = None, profile: str = "mini", rows: 
             chosen = sorted(block.category.unique())
         block = block[block.category.isin(chosen)]
         for metric in METRICS:
-            over, other = _mean_gap(block, "shots", metric), _mean_gap(block, "augmented", metric)
+            over, other = _mean_gap(block, "shots", metric, group), _mean_gap(block, "augmented", metric, group)
             full = over["categories"] == len(chosen) and over["baselines"] == (len(BASELINES) if name == "four" else 1)
             state = NOT_RUN if not over["categories"] else "run" if full else "partial"
             if state == "partial" and of == "paper":  # part of a benchmark is not the benchmark
