@@ -348,6 +348,24 @@ def test_bfloat16_trains_float32_weights():
     assert all(p.dtype == torch.float32 for p in model.unet.parameters())
 
 
+@pytest.mark.parametrize(("n", "batch_size", "steps"), [(5, 2, 10), (3, 4, 6), (4, 4, 3), (2, 7, 4)])
+@pytest.mark.parametrize("part", ["unet", "decoder"])
+def test_every_image_is_seen_before_one_is_seen_again(part, n, batch_size, steps, monkeypatch):
+    model, lpips, x, shown = tiny.model(), tiny.lpips(), tiny.images(n, 9), []
+    masked, distance = model.masked_latents, lpips.distance
+    monkeypatch.setattr(model, "masked_latents", lambda x, m: shown.extend(x) or masked(x, m))
+    monkeypatch.setattr(lpips, "distance", lambda x_hat, target: shown.extend(target) or distance(x_hat, target))
+    if part == "unet":
+        finetune_unet(model, x, [["A nut."]] * n, steps=steps, lr=1e-3, batch_size=batch_size, seed=1)
+    else:
+        finetune_decoder(model, x, lpips, beta=0.1, steps=steps, lr=1e-3, batch_size=batch_size, seed=1)
+    seen = [next(i for i in range(n) if torch.equal(x[i], image)) for image in shown]
+    assert len(seen) == steps * batch_size
+    rounds = [seen[i : i + n] for i in range(0, len(seen) - n + 1, n)]
+    assert all(sorted(order) == list(range(n)) for order in rounds)
+    assert n < 4 or len({tuple(order) for order in rounds}) > 1  # each round is dealt anew
+
+
 def test_masks_stay_in_the_foreground_during_training(monkeypatch):
     model, seen = tiny.model(), []
     where = torch.zeros(3, 1, 32, 32, dtype=torch.bool)

@@ -49,7 +49,7 @@ def finetune_unet(
 
     Args:
         model: its ``amp`` says whether the U-Net runs in bfloat16 (weights and optimizer stay float32).
-        x: (N, 3, H, W) in [0, 1], the normal images of all categories. Each step draws anew which it sees; of more images than a batch holds, a short training may not meet all.
+        x: (N, 3, H, W) in [0, 1], the normal images of all categories. None is seen a second time before every one was seen once.
         prompts: for each image the sentences y to draw from, :func:`fsad_lib.anomalysd.prompts.training_prompts`.
         foreground: (N, 1, H, W) bool, to which the random rectangles are restricted; None: no restriction.
         steps, lr, batch_size: AdamW with a constant learning rate.
@@ -76,8 +76,7 @@ def finetune_unet(
         states = torch.cat([model.encode_prompt([y]) for y in texts])
 
     def losses(step: int) -> dict[str, Tensor]:
-        draw = generator(seed, "unet", step)
-        chosen = _deal(len(x), batch_size, draw)
+        chosen, draw = _deal(len(x), batch_size, step, lambda of: generator(seed, "unet", of))
         m = torch.stack([random_rectangle(where[i, 0], draw, area)[None] for i in chosen]).float()
         y = [prompts[i][int(torch.randint(len(prompts[i]), (1,), generator=draw))] for i in chosen]
         t = torch.randint(model.num_train_timesteps, (batch_size,), generator=draw).to(mean.device)
@@ -137,8 +136,7 @@ def finetune_decoder(
     mean, std = model.posterior(x)
 
     def losses(step: int) -> dict[str, Tensor]:
-        draw = generator(seed, "decoder", step)
-        chosen = _deal(len(x), batch_size, draw)
+        chosen, draw = _deal(len(x), batch_size, step, lambda of: generator(seed, "decoder", of))
         z = mean[chosen] + std[chosen] * torch.randn((batch_size, *mean.shape[1:]), generator=draw).to(mean)
         with torch.autocast(z.device.type, model.amp or torch.bfloat16, enabled=model.amp is not None):
             x_hat = model.vae.decode(z / model.vae.config.scaling_factor).sample
@@ -218,10 +216,21 @@ def _resume(
     return rows
 
 
-def _deal(n: int, batch_size: int, draw: torch.Generator) -> list[int]:
-    """Image numbers of one step, dealt like cards: each of n occurs either floor(B / n) or ceil(B / n) times."""
-    rounds = -(-batch_size // n)
-    return torch.cat([torch.randperm(n, generator=draw) for _ in range(rounds)])[:batch_size].tolist()
+def _deal(n: int, batch_size: int, step: int, stream: Callable[[int], torch.Generator]) -> tuple[list[int], torch.Generator]:
+    """Image numbers of one step, and its stream after they are drawn: permutations of n images, one after the other, cut into batches.
+
+    A permutation is drawn from the stream of the step that begins it; a later step that still has some of its images to show draws it again,
+    so that a step needs nothing but its own number.
+    """
+
+    def begun(step: int) -> tuple[list[Tensor], torch.Generator]:
+        draw, first, after = stream(step), -(-step * batch_size // n), -(-(step + 1) * batch_size // n)
+        return [torch.randperm(n, generator=draw) for _ in range(first, after)], draw
+
+    new, draw = begun(step)
+    left = -step * batch_size % n  # images that the permutation before has yet to show
+    old = [begun((step * batch_size - n + left) // batch_size)[0][-1][n - left :]] if left else []
+    return torch.cat(old + new)[:batch_size].tolist(), draw
 
 
 def _images(model: Inpainting, x: Tensor, steps: int, lr: float, batch_size: int) -> Tensor:
