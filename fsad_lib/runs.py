@@ -800,6 +800,23 @@ class Run:
                 pass
             yield
 
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Make the products that other runs share (see :func:`shared_run`) without another process making them too: it waits, and then finds them."""
+        try:
+            handle = open(self.product_path("making"), "w")  # noqa: SIM115
+        except OSError as error:
+            raise _explain(error, self.path) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"Another process is making {self}; waiting for it.", file=sys.stderr, flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
+            yield
+
 
 def _exist(folder: Path, names: Any) -> bool:
     """Whether a record's ``names`` are a list of files below ``folder``."""

@@ -93,6 +93,39 @@ def test_progress_of_a_training_is_seen(monkeypatch):
     assert "a bar" not in screen.getvalue()
 
 
+@pytest.mark.parametrize("name", ["cflow", "reverse_distillation", "efficientad"])
+def test_an_interrupted_training_ends_with_the_same_weights(name, tmp_path, monkeypatch):
+    file, side = tmp_path / "state.pt", 256 if name == "efficientad" else SIDE
+    x = normal(3, side)
+
+    def detector():
+        if name == "efficientad":
+            from fsad_lib.baselines import efficientad
+
+            monkeypatch.setattr(efficientad, "EfficientAdModel", _cheap_model)
+            torch.manual_seed(2)
+            return efficientad.EfficientAD(Cheap(6).eval(), torch.rand(2, 3, 32, 32))
+        sizes = dict(coupling_blocks=1, condition=8, fibers=16) if name == "cflow" else {}
+        return baselines.make(name, backbone=backbone(), batch_size=2, **sizes)
+
+    def stop(done, n):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    straight, resumed, seen = detector(), detector(), []
+    losses = straight.fit(x, steps=4, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        detector().fit(x, steps=4, seed=3, progress=stop, checkpoint=file)
+    assert resumed.fit(x, steps=4, seed=3, progress=lambda done, n: seen.append(done), checkpoint=file) == losses and seen == [4]
+    assert all(torch.equal(value, resumed.state()[key]) for key, value in straight.state().items())
+    for other in (dict(seed=4), dict(steps=5)):  # not that training's checkpoint
+        assert len(detector().fit(x, progress=lambda done, n: seen.append(done), checkpoint=file, **(dict(steps=4, seed=3) | other))) in (4, 5)
+    assert seen[1:] == [1, 2, 3, 4, 1, 2, 3, 4, 5]
+    file.write_bytes(b"broken")
+    with pytest.raises(FsadError, match="not a readable checkpoint"):
+        detector().fit(x, steps=4, seed=3, checkpoint=file)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_anomalibs_extractor_gives_the_backbones_own_features(name):
     from anomalib.models.components import TimmFeatureExtractor

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -303,6 +304,28 @@ def test_two_processes_do_not_share_a_run(home):
         pass
     with opened(home).locked():
         pass
+
+
+def test_what_runs_share_is_made_once_and_the_second_waits(home, capsys):
+    run, made = opened(home), []
+
+    def make():
+        with opened(home).making():
+            if not run.has("model.bin"):
+                with run.writing("model.bin") as path:
+                    path.write_text("trained")
+                made.append("second")
+
+    with run.making():
+        second = threading.Thread(target=make)
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and not made
+        with run.writing("model.bin") as path:
+            path.write_text("trained")
+    second.join(10)
+    assert not second.is_alive() and not made and "waiting for it" in capsys.readouterr().err
+    make()
 
 
 # writing

@@ -10,7 +10,7 @@ from tiny_clip import tiny_clip
 from tiny_vqgan import tiny_vqgan
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.vqgan import LossWeights
+from fsad_lib.foundation.vqgan import VQGAN, LossWeights
 from fsad_lib.tgvig import integrator
 from fsad_lib.tgvig.generator import augment, latent_distribution, sample
 from fsad_lib.tgvig.integrator import Settings, integrate
@@ -158,13 +158,16 @@ def test_an_interrupted_integration_goes_on_to_the_same_images(tmp_path, clip):
 
 
 def test_a_state_of_other_arguments_is_refused(tmp_path, clip):
-    s = replace(SMALL, iterations=2)
-    integrate(tiny_vqgan(), images(), clip, PROMPT, s, tmp_path)
+    s, own = replace(SMALL, iterations=2), tiny_vqgan()
+    integrate(own, images(), clip, PROMPT, s, tmp_path)
     for call, match in (
         (lambda: integrate(tiny_vqgan(), images(), clip, "a nut", s, tmp_path), "other .*prompt"),
         (lambda: integrate(tiny_vqgan(), images(), clip, PROMPT, replace(s, lr=1e-2), tmp_path), "other settings"),
         (lambda: integrate(tiny_vqgan(), images(2), clip, PROMPT, s, tmp_path), "other images"),
-        (lambda: integrate(tiny_vqgan(seed=1), images(), clip, PROMPT, s, tmp_path), "other images"),
+        (lambda: integrate(VQGAN(tiny_vqgan(seed=1).model, own.discriminator, own.perceptual), images(), clip, PROMPT, s, tmp_path), "other VQGAN\\."),
+        (lambda: integrate(VQGAN(own.model, tiny_vqgan(seed=1).discriminator, own.perceptual), images(), clip, PROMPT, s, tmp_path), "other discriminator\\."),
+        (lambda: integrate(VQGAN(own.model, own.discriminator, tiny_vqgan(seed=1).perceptual), images(), clip, PROMPT, s, tmp_path), "other perceptual distance\\."),
+        (lambda: integrate(own, images(), settings=s, folder=tmp_path), "other CLIP, prompt\\."),
         (lambda: integrate(tiny_vqgan(), images(), clip, PROMPT, replace(s, iterations=1), tmp_path), "2 iterations old"),
     ):
         with pytest.raises(FsadError, match=match):

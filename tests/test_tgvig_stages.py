@@ -102,6 +102,7 @@ def test_an_interrupted_integration_goes_on_with_the_same_images(project, monkey
     calls.clear()
     again = stages.synthesize(open_run(project, "22_synthesize", seed=1))
     assert set(calls) == {3}, "only the interrupted iteration is repeated"
+    assert not [path for path in whole.path.glob(".partial-*/**/*") if path.is_file()], "a finished integration leaves nothing behind"
     assert all(torch.equal(again.sets[k], first.sets[k]) for k in first.sets) and again.chosen == first.chosen
     pd.testing.assert_frame_equal(again.trace.drop(columns="seconds"), first.trace.drop(columns="seconds"))
 

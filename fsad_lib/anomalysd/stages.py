@@ -157,16 +157,24 @@ def personalize(run: Run) -> Personalized:
     """
     _check_inputs(run)
     run = tuned_run(run)
-    a = run.profile.anomalysd
     shots = [(name, path) for name in run.categories for path in run.shot_paths(name)]
     names, paths = [name for name, _ in shots], [path for _, path in shots]
     x = datasets.read_images(paths, run.profile.inpainting.image_size)
-    where = foreground(x) if a.foreground else torch.ones_like(x[:, :1], dtype=torch.bool)
-    prompts = {name: hierarchy(run.dataset, name, parts=dict(a.parts)) for name in run.categories}
+    where = foreground(x) if run.profile.anomalysd.foreground else torch.ones_like(x[:, :1], dtype=torch.bool)
+    prompts = {name: hierarchy(run.dataset, name, parts=dict(run.profile.anomalysd.parts)) for name in run.categories}
+    if not run.has("unet.safetensors", "trace_unet.csv", "decoder.safetensors", "trace_decoder.csv"):
+        with run.making():
+            _finetune(run, x, [prompts[name] for name in names], where)
+    traces = [pd.read_csv(run.product_path(f"trace_{part}.csv")) for part in ("unet", "decoder")]
+    return Personalized(x, paths, names, where, prompts, *traces)
+
+
+def _finetune(run: Run, x: Tensor, prompts: Sequence[dict[str, str]], where: Tensor) -> None:
+    a = run.profile.anomalysd
     if not run.has("unet.safetensors", "trace_unet.csv"):
         model, _ = load_models(run.profile)
         trace = finetune_unet(
-            model, x, [training_prompts(prompts[name], a.prompt_levels) for name in names], where, steps=a.steps_unet, lr=a.lr_unet,
+            model, x, [training_prompts(levels, a.prompt_levels) for levels in prompts], where, steps=a.steps_unet, lr=a.lr_unet,
             batch_size=a.train_batch_size, area=a.area, seed=run.seed, gradient_checkpointing=a.gradient_checkpointing,
             checkpoint=run.scratch("unet.pt"), checkpoint_every=_every(a.steps_unet), progress=counter("fine-tune the U-Net"),
         )  # fmt: skip
@@ -179,8 +187,6 @@ def personalize(run: Run) -> Personalized:
             checkpoint_every=_every(a.steps_decoder), progress=counter("fine-tune the decoder"),
         )  # fmt: skip
         _keep(run, "decoder", trace, {str(i): p for i, p in enumerate(decoder_parameters(model.vae))})
-    traces = [pd.read_csv(run.product_path(f"trace_{part}.csv")) for part in ("unet", "decoder")]
-    return Personalized(x, paths, names, where, prompts, *traces)
 
 
 def _every(steps: int) -> int:

@@ -1,10 +1,13 @@
-"""What the four adapters share: our weights in anomalib's feature extractor, batches by step number, random numbers by seed."""
+"""What the four adapters share: our weights in anomalib's feature extractor, batches by step number, random numbers by seed, a training that resumes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from fsad_lib.foundation.backbones import Backbone
 from fsad_lib.foundation.images import check_images
 
 Progress = Callable[[int, int], None]
+CHECKPOINTS = 20  # of a training
 
 
 def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
@@ -55,6 +59,73 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[Tensor], float], rows: Iterable[Tensor], inputs: Sequence[Tensor], *,
+    frozen: str, settings: str = "", schedule: Any = None, checkpoint: str | Path | None = None, progress: Progress | None = None,
+) -> list[float]:  # fmt: skip
+    """The loss of each step, inside :func:`seeded`. An interrupted training goes on from its last checkpoint and ends with the very same weights.
+
+    Args:
+        step: takes the numbers of a step's images, does the step, gives its loss.
+        rows: those numbers, one tensor a step. inputs: the images that they count.
+        frozen: beginning of the names of what is not trained, and so not kept.
+        settings: what else decides the result, beside the optimizer's own settings and the model as it comes in.
+        checkpoint: file of the unfinished state; one of another training is not used.
+
+    Raises:
+        FsadError: a checkpoint that cannot be read.
+    """
+    rows = list(rows)
+    key = hashlib.sha256(repr((settings, sorted(optimizer.defaults.items()))).encode())
+    for tensor in (*inputs, *rows, *model.state_dict().values()):
+        key.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    losses = _resume(checkpoint, key.hexdigest(), model, optimizer, schedule)
+    every = max(1, len(rows) // CHECKPOINTS)
+    for done, chosen in enumerate(rows[len(losses) :], start=len(losses) + 1):
+        losses.append(step(chosen))
+        if schedule:
+            schedule.step()
+        if checkpoint and (done % every == 0 or done == len(rows)):
+            from fsad_lib.runs import replacing
+
+            state = {"key": key.hexdigest(), "losses": losses, "model": trained_state(model, frozen), "optimizer": optimizer.state_dict()}
+            with replacing(checkpoint) as path:
+                torch.save(state | {"schedule": schedule.state_dict() if schedule else {}, "random": _random_state()}, path)
+        if progress:
+            progress(done, len(rows))
+    return losses
+
+
+def _resume(checkpoint: str | Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> list[float]:
+    """Put a checkpoint's state into everything that changes in a training; its losses, none if there is no checkpoint of this training."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return []
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        same = state["key"] == key
+    except Exception as error:
+        raise FsadError(f"{checkpoint} is not a readable checkpoint ({error}). Delete it and run again.") from error
+    if not same:
+        return []
+    model.load_state_dict(state["model"], strict=False)
+    optimizer.load_state_dict(state["optimizer"])
+    if schedule:
+        schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if state["random"]["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random"]["cuda"])
+    words, *rest = state["random"]["numpy"]
+    np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))
+    return state["losses"]
+
+
+def _random_state() -> dict[str, Any]:
+    """The state of the global random numbers, in what can be read back without unpickling."""
+    _, words, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "numpy": [torch.from_numpy(words.astype(np.int64)), *rest]}
 
 
 def quiet() -> contextlib.redirect_stderr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from anomalib.models.image.cflow.torch_model import CflowModel
@@ -17,6 +19,7 @@ from fsad_lib.baselines._common import (
     restore,
     seeded,
     stages_of,
+    train,
     trained_state,
     use_weights,
 )
@@ -78,11 +81,14 @@ class CFlow:
         self.layers = stages_of(backbone, (8, 16, 32))
         self.model: CflowModel | None = None
 
-    def fit(self, x: Tensor, steps: int, seed: int = 0, progress: Progress | None = None) -> list[float]:
+    def fit(
+        self, x: Tensor, steps: int, seed: int = 0, progress: Progress | None = None, checkpoint: str | Path | None = None
+    ) -> list[float]:
         """Train the flows from scratch on normal images x (N, 3, H, W) in [0, 1].
 
         Args:
             steps: image batches. Each holds a fixed number of optimizer steps, one for every `fibers` patches of every map.
+            checkpoint: file of the unfinished state, from which a later call with the same arguments goes on.
 
         Returns:
             the mean loss of each image batch: -log sigmoid of the log-likelihood per channel.
@@ -90,13 +96,17 @@ class CFlow:
         check_training(x, steps)
         with seeded(seed):
             model = self._network()
-            optimizer, losses = torch.optim.Adam(model.decoders.parameters(), self.lr), []
+            optimizer = torch.optim.Adam(model.decoders.parameters(), self.lr)
             model.decoders.train()
-            for step, rows in enumerate(batches(len(x), self.batch_size, steps, seed), start=1):
+
+            def step(rows: Tensor) -> float:
                 maps = model.encoder(self.backbone.preprocess(x[rows]))
-                losses.append(self._step(model, list(maps.values()), optimizer))
-                if progress:
-                    progress(step, steps)
+                return self._step(model, list(maps.values()), optimizer)
+
+            losses = train(
+                model, optimizer, step, batches(len(x), self.batch_size, steps, seed), [x], frozen="encoder.", settings=f"{self.fibers} fibers",
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
         model.anomaly_map_generator = LikelihoodMap(len(self.layers)).to(self.backbone.device)
         infer(model, self.backbone.preprocess, x, 8)
         model.anomaly_map_generator.learning = False

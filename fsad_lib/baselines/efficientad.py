@@ -33,6 +33,7 @@ from fsad_lib.baselines._common import (
     resized,
     restore,
     seeded,
+    train,
     trained_state,
 )
 from fsad_lib.errors import FsadError
@@ -89,12 +90,16 @@ class EfficientAD:
     def _prepare(self, x: Tensor) -> Tensor:
         return resized(x, self.image_size, self.device)  # the networks normalise by themselves
 
-    def fit(self, x: Tensor, steps: int, seed: int = 0, held_out: Tensor | None = None, progress: Progress | None = None) -> list[float]:
+    def fit(
+        self, x: Tensor, steps: int, seed: int = 0, held_out: Tensor | None = None, progress: Progress | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> list[float]:  # fmt: skip
         """Train student and autoencoder from scratch on normal images x (N, 3, H, W) in [0, 1].
 
         Args:
             held_out: normal images (never test images) for the maps' quantiles; None: x under EfficientAD's own augmentation
                 (brightness, contrast or saturation times 0.8 to 1.2), at least 8 images.
+            checkpoint: file of the unfinished state, from which a later call with the same arguments goes on.
 
         Returns:
             the loss of each step.
@@ -110,17 +115,19 @@ class EfficientAD:
             schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, int(0.95 * steps)), gamma=0.1)
             model.train()
             model.teacher.eval()
-            losses = []
-            others = batches(len(penalty), 1, steps, seed + 1)
-            for step, (row, other) in enumerate(zip(batches(len(x), 1, steps, seed), others), start=1):
+
+            def step(rows: Tensor) -> float:
+                row, other = rows.split(1)
                 loss = sum(model(self._prepare(x[row]), self._prepare(penalty[other])))  # student, autoencoder, student against autoencoder
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-                if progress:
-                    progress(step, steps)
+                return float(loss.detach())
+
+            rows = map(torch.cat, zip(batches(len(x), 1, steps, seed), batches(len(penalty), 1, steps, seed + 1)))
+            losses = train(
+                model, optimizer, step, rows, [x, penalty], frozen="teacher.", schedule=schedule, checkpoint=checkpoint, progress=progress
+            )
             self._calibrate(model, x, held_out)
         self.model = model
         return losses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
@@ -17,6 +19,7 @@ from fsad_lib.baselines._common import (
     restore,
     seeded,
     stages_of,
+    train,
     trained_state,
     use_weights,
 )
@@ -49,25 +52,30 @@ class ReverseDistillation:
         self.layers = stages_of(backbone, (4, 8, 16))
         self.model: ReverseDistillationModel | None = None
 
-    def fit(self, x: Tensor, steps: int, seed: int = 0, progress: Progress | None = None) -> list[float]:
+    def fit(
+        self, x: Tensor, steps: int, seed: int = 0, progress: Progress | None = None, checkpoint: str | Path | None = None
+    ) -> list[float]:
         """Train bottleneck and decoder from scratch on normal images x (N, 3, H, W) in [0, 1]; returns the loss of each step.
 
         A batch repeats images where there are fewer of them; its size, and so the batch norms' statistics, are the same in every arm.
+        A later call with the same arguments goes on from the unfinished state in the file `checkpoint`.
         """
         check_training(x, steps)
         with seeded(seed):
             model = self._network()
             trained = [*model.decoder.parameters(), *model.bottleneck.parameters()]
-            optimizer, criterion, losses = torch.optim.Adam(trained, self.lr, betas=(0.5, 0.99)), ReverseDistillationLoss(), []
+            optimizer, criterion = torch.optim.Adam(trained, self.lr, betas=(0.5, 0.99)), ReverseDistillationLoss()
             model.train()
-            for step, rows in enumerate(batches(len(x), self.batch_size, steps, seed), start=1):
+
+            def step(rows: Tensor) -> float:
                 loss = criterion(*model(self.backbone.preprocess(x[rows])))  # sum over layers of 1 - cos(encoder, decoder)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                losses.append(float(loss.detach()))
-                if progress:
-                    progress(step, steps)
+                return float(loss.detach())
+
+            rows = batches(len(x), self.batch_size, steps, seed)
+            losses = train(model, optimizer, step, rows, [x], frozen="encoder.", checkpoint=checkpoint, progress=progress)
         self.model = model
         return losses
 

@@ -146,8 +146,9 @@ def integrate(
         z_t = clip.encode_text([prompt])[0] if clip is not None else None  # z_t = G(P)
 
     fixed = {name: value for name, value in asdict(s).items() if name not in ("iterations", "gradient_checkpointing")}
-    read = [] if clip is None else [parameter for _, parameter in sorted(clip.model.named_parameters())]
-    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x, *work.model.parameters(), *read)}
+    models = {"VQGAN": work.model, "discriminator": work.discriminator, "perceptual distance": work.perceptual, "CLIP": clip.model if clip is not None else None}
+    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x)}
+    key |= {name: _fingerprint(*(values for _, values in sorted(model.state_dict().items()))) for name, model in models.items() if model is not None}
     state = _resume(folder, key, s.iterations, work, optimizers)
     similarity, losses, best, chosen, seen = state["similarity"], state["losses"], state["best"], state["chosen"], state["z_v"]
     for iteration in range(len(losses) + 1, s.iterations + 1):
@@ -243,7 +244,7 @@ def _resume(folder: str | Path | None, key: dict, limit: int, work: VQGAN, optim
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
         raise FsadError(f"{path} cannot be read ({type(error).__name__}). Remove it to start again.") from error
     if not same:
-        differ = sorted(name for name in key if state["key"].get(name) != key[name])
+        differ = sorted(name for name in key | state["key"] if state["key"].get(name) != key.get(name))
         raise FsadError(f"{path} was left by an integration with other {', '.join(differ)}. Remove it, or give another folder.")
     if len(state["losses"]) > limit:
         raise FsadError(f"{path} is {len(state['losses'])} iterations old, more than the {limit} asked for. Remove it, or give another folder.")

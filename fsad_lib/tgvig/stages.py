@@ -14,6 +14,7 @@ The integrator's updates do not depend on the prompt, which only chooses among t
 serves every prompt of Table 2, and "without text" of Table 3, the last iteration.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ from fsad_lib.progress import counter
 from fsad_lib.runs import Run, absolute_path, portable_path, replacing, shared_run, write_json
 from fsad_lib.tgvig import generator, vqgan_clip
 from fsad_lib.tgvig.generator import Augmentation, images_each
-from fsad_lib.tgvig.integrator import Settings, integrate
+from fsad_lib.tgvig.integrator import CHECKPOINT, Settings, integrate
 from fsad_lib.tgvig.keyword_prompts import Candidates, Selection, best_prompt, candidate_words
 
 __all__ = [
@@ -164,6 +165,13 @@ def synthesize(run: Run) -> Synthesized:
     run.check_inputs()
     if "vqgan_clip_caption" in t.rivals and not t.caption.strip():
         raise FsadError("tgvig.rivals asks for vqgan_clip_caption, but tgvig.caption is empty; give a sentence that describes the original.")
+    made = ("prompt.json", "generated.npz", "trace.csv", "quality.json", *(f"rival-{rival}.npz" for rival in t.rivals))
+    with contextlib.nullcontext() if run.has(*made) else run.making():
+        return _synthesize(run)
+
+
+def _synthesize(run: Run) -> Synthesized:
+    t = run.profile.tgvig
     name, paths = datasets.class_name(run.dataset, run.category), run.shot_paths()
     x, models = datasets.read_images(paths, run.profile.vqgan.image_size), _Models(run.profile)
     if not run.has("prompt.json"):
@@ -245,6 +253,8 @@ def _integrate(run: Run, prompts: dict[str, str], x: Tensor, models: _Models) ->
         np.savez_compressed(
             path, chosen=[chosen[kind] for kind in order], origin=found.origin.numpy(), factor=vqgan.factor, **{kind: sets[kind] for kind in order}
         )
+    for file in (run.scratch("integrator") / CHECKPOINT, *(run.scratch(f"set-{i:04d}.npz") for i in range(1, t.iterations + 1))):
+        file.unlink(missing_ok=True)
 
 
 def _rival(run: Run, name: str, prompts: dict[str, str], x: Tensor, models: _Models) -> Tensor:
@@ -261,6 +271,8 @@ def _rival(run: Run, name: str, prompts: dict[str, str], x: Tensor, models: _Mod
             made.append(np.load(file))
         with run.writing(product) as path:
             np.savez_compressed(path, images=np.stack(made))
+        for i in range(t.rival_images):
+            run.scratch(f"{name}-{i:04d}.npy").unlink(missing_ok=True)
     with np.load(run.product_path(product)) as file:
         return _images(file["images"])
 
@@ -445,7 +457,9 @@ def augment(run: Run) -> Augmented:
 def _train(run: Run, made: Synthesized, name: str, arm: str) -> None:
     detector, steps = make_detector(run, name), _steps(run, name)
     x = training_images(run, made, arm, _side(run, name))
-    losses = detector.fit(x, steps=steps, seed=run.seed, progress=counter(f"{name}, {arm}"))
+    unfinished = run.scratch(f"{name}-{arm}.pt")
+    how = {"steps": steps, "checkpoint": unfinished} if steps else {}  # PatchCore trains nothing
+    losses = detector.fit(x, seed=run.seed, progress=counter(f"{name}, {arm}"), **how)
     with run.writing(f"{name}-{arm}.safetensors") as path:
         save_file(detector.state(), path)
     record = {"images": len(x), "added": len(x) - len(made.paths), "steps": steps or 0, "losses": losses}
@@ -453,6 +467,7 @@ def _train(run: Run, made: Synthesized, name: str, arm: str) -> None:
         record |= {"memory": detector.memory_size, "patches": detector.patches_seen}
     with run.writing(f"{name}-{arm}.json") as path:
         write_json(path, record)
+    unfinished.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------- stage 4
