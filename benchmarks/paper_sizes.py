@@ -8,7 +8,7 @@
 Writes randomly initialised checkpoints with the published configurations of Stable Diffusion 2.1 and of Stable Diffusion 1.5 inpainting
 (U-Net, VAE, text encoder), of OpenCLIP's ViT-H/14, ViT-B/16-plus-240 and ViT-B/16 and of the ImageNet VQGAN with f = 16, in the layouts that the paper profile reads, then runs each
 stage in a process of its own, so that its memory is its own and is given back. Random weights say nothing about scores: they show that shapes, keys, dtypes and memory
-fit. Resumable: a checkpoint that is written and a stage that has run are not repeated. Delete the folder afterwards.
+fit. Resumable: a checkpoint that is written stays, whatever its --dtype, and a stage that has run is not repeated. Delete the folder afterwards.
 """
 
 import argparse
@@ -334,14 +334,15 @@ def main() -> int:
     write_checkpoints(args.folder, dtype, args.method)
     store = args.folder / "results.json"
     results = json.loads(store.read_text()) if store.is_file() else {}
+    settings = f"{args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device} {args.dtype} {args.precision}"
     for stage in STAGES[args.method]:
-        key = f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}"
+        key = f"{stage} {settings}"
         if key not in results:
             print(f"running {stage}", file=sys.stderr, flush=True)
             subprocess.run([sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--stage", stage], check=True)
             results[key] = json.loads((args.folder / "measured.json").read_text())
             write_json(store, results)
-    keys = [f"{stage} {args.image_size} {args.steps} {args.batch_size} {args.templates} {args.device}" for stage in STAGES[args.method]]
+    keys = [f"{stage} {settings}" for stage in STAGES[args.method]]
     rows = []
     for stage, r in ((key.split()[0], results[key]) for key in keys):
         gpu = [f"{r['cuda_gib']:.1f}"] if r["cuda_gib"] is not None else []

@@ -88,8 +88,9 @@ def training(clip, diffusion, x: Tensor, pseudo: Tensor, adp, steps: int = 2) ->
         gamma=adp.gamma,
     )  # fmt: skip
 
-    def again(*_: object) -> None:
-        diffusion.posterior(x), clip.encode_image(x), clip.encode_image(pseudo)
+    def again(step: int, steps: int, *_: object) -> None:
+        if step < steps:  # the first step's are computed either way
+            diffusion.posterior(x), clip.encode_image(x), clip.encode_image(pseudo)
 
     return (
         lambda: learn_concept(clip, diffusion, x, "object", **settings)[0],

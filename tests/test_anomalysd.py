@@ -12,7 +12,7 @@ from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, fi
 from fsad_lib.anomalysd.masks import Pass, grid_cells
 from fsad_lib.anomalysd.score import fuse, harmonic_mean, image_score, scale_map
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import resize
+from fsad_lib.foundation.images import resize
 from fsad_lib.patch_memory import PatchMemory
 
 SETTINGS = Settings(strength=0.5, scales=(1, 2), alpha=0.4, num_inference_steps=4, batch_size=3, sigma=0.0)

@@ -18,7 +18,8 @@ from fsad_lib.datasets.minifab.designs import NOUNS
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import load_backbone
 from fsad_lib.foundation.clip import CLIP, load_clip
-from fsad_lib.foundation.diffusion import load_diffusion, resize
+from fsad_lib.foundation.diffusion import load_diffusion
+from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
 from fsad_lib.profiles import load_profile
 from fsad_lib.runs import project_root

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import check_sentences, generator, resize
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.diffusion import check_sentences, generator
+from fsad_lib.foundation.images import check_images, resize
 
 __all__ = ["deal", "pseudo_anomalies", "resize_and_crop"]
 
@@ -61,9 +60,7 @@ def resize_and_crop(
         h, w = max(1, round(side * height)), max(1, round(side * width))
         top, left = round(u[1] * (height - h)), round(u[2] * (width - w))
         crop = image[None, :, top : top + h, left : left + w]
-        if (h, w) != (height, width):
-            crop = F.interpolate(crop, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
-        out.append(crop)
+        out.append(resize(crop, (height, width)))
     return torch.cat(out) if out else x
 
 
@@ -123,6 +120,4 @@ def pseudo_anomalies(
         batch_size=batch_size,
         progress=progress,
     ).to(x.device)
-    if edited.shape[-2:] != size:
-        edited = F.interpolate(edited, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    return resize_and_crop(edited, crop_scale, seed)
+    return resize_and_crop(resize(edited, size), crop_scale, seed)

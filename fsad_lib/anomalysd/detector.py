@@ -17,8 +17,8 @@ from torch import Tensor
 from fsad_lib.anomalysd.masks import Pass, grid_passes, prototype_mask
 from fsad_lib.anomalysd.score import EPSILON, fuse, harmonic_mean, image_score, scale_map
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import generator, resize
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.diffusion import generator
+from fsad_lib.foundation.images import check_images, resize
 from fsad_lib.foundation.inpainting import Inpainting
 from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.patch_memory import PatchMemory

@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsad_lib.anomalysd.masks import random_rectangle
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.diffusion import generator, resize
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.diffusion import generator
+from fsad_lib.foundation.images import check_images, resize
 from fsad_lib.foundation.inpainting import Inpainting
 from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.runs import replacing

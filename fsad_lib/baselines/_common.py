@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
@@ -172,14 +171,6 @@ def infer(model: nn.Module, prepare: Callable[[Tensor], Tensor], x: Tensor, batc
     parts = [model(prepare(part)) for part in x.split(batch_size)]
     scores = torch.cat([p.pred_score.flatten() for p in parts]).float().cpu()
     return scores, torch.cat([p.anomaly_map.view(-1, *p.anomaly_map.shape[-2:]) for p in parts]).float().cpu()
-
-
-def resized(x: Tensor, size: int, device: torch.device) -> Tensor:
-    """Images as float32 on the device, resized to the square (bicubic, antialiased), still in [0, 1]."""
-    x = x.to(device, torch.float32)
-    if tuple(x.shape[-2:]) != (size, size):
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    return x
 
 
 def trained_state(model: nn.Module | None, frozen: str) -> dict[str, Tensor]:

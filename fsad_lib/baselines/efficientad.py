@@ -30,13 +30,13 @@ from fsad_lib.baselines._common import (
     check_training,
     fitted,
     infer,
-    resized,
     restore,
     seeded,
     train,
     trained_state,
 )
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.images import resize
 
 LEAST_SIDE = 256  # the autoencoder: five convolutions of stride 2, then an unpadded one of 8 x 8
 
@@ -88,7 +88,7 @@ class EfficientAD:
         self.model: EfficientAdModel | None = None
 
     def _prepare(self, x: Tensor) -> Tensor:
-        return resized(x, self.image_size, self.device)  # the networks normalise by themselves
+        return resize(x.to(self.device, torch.float32), self.image_size)  # the networks normalise by themselves
 
     def fit(
         self, x: Tensor, steps: int, seed: int = 0, held_out: Tensor | None = None, progress: Progress | None = None,

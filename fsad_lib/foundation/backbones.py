@@ -13,13 +13,12 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.images import check_images, resize
 
 __all__ = ["TRUNK_STAGES", "Backbone", "load_backbone", "load_trunk"]
 
@@ -70,10 +69,7 @@ class Backbone:
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], resized to the square (bicubic, antialiased) and normalised."""
-        x = check_images(x).to(self.device, torch.float32)
-        size = (self.image_size, self.image_size)
-        if tuple(x.shape[-2:]) != size:
-            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        x = resize(check_images(x).to(self.device, torch.float32), self.image_size)
         return (x - self._mean.to(x)) / self._std.to(x)
 
     @torch.no_grad()

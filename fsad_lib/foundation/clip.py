@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.images import check_images, resize
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
 __all__ = ["CLIP", "END_OF_TEXT", "check_windows", "expand_token_rows", "load_clip", "patch_grid"]
@@ -105,10 +105,7 @@ class CLIP:
 
         Resized directly to the square (bicubic, antialiased, clamped to [0, 1]) and normalised.
         """
-        x = check_images(x).to(self.device, torch.float32)
-        size = (self.image_size, self.image_size)
-        if tuple(x.shape[-2:]) != size:
-            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        x = resize(check_images(x).to(self.device, torch.float32), self.image_size)
         return (x - self._mean.to(x)) / self._std.to(x)
 
     def embed_patches(self, x: Tensor) -> Tensor:

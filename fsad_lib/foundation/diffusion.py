@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.images import check_images
+from fsad_lib.foundation.images import check_images, resize
 from fsad_lib.foundation.tokens import inject, insert_concepts
 
 __all__ = [
@@ -324,18 +323,6 @@ class Diffusion:
             pipe.set_progress_bar_config(disable=True)
             self._pipes[kind] = pipe
         return self._pipes[kind]
-
-
-def resize(x: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as (B, 3, size, size); bicubic, antialiased, unchanged if they have that size.
-
-    Example:
-        >>> resize(torch.ones(1, 3, 8, 6), 4).shape
-        torch.Size([1, 3, 4, 4])
-    """
-    if x.shape[-2:] == (size, size):
-        return x
-    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def least_strength(steps: int) -> float:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fsad_lib.errors import FsadError
 
-__all__ = ["check_images"]
+__all__ = ["check_images", "resize"]
 
 ROUNDING = 1e-3  # what arithmetic may leave an image outside [0, 1]
 
@@ -39,3 +40,17 @@ def check_images(x: Any, empty: bool = True) -> Tensor:
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for nan, too
         raise FsadError(f"images hold values from {low:g} to {high:g}, expected [0, 1]; read them with fsad_lib.datasets.read_images.")
     return x.clamp(0, 1) if low < 0 or high > 1 else x
+
+
+def resize(x: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] as (B, 3, size, size) or (B, 3, *size); bicubic, antialiased, unchanged if they have that size.
+
+    Example:
+        >>> import torch
+        >>> resize(torch.ones(1, 3, 8, 6), 4).shape
+        torch.Size([1, 3, 4, 4])
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -78,7 +78,7 @@ class Inpainting(Diffusion):
         if tuple(m.shape) != (len(x), 1, *size) or tuple(x.shape[-2:]) != size:
             raise FsadError(
                 f"found images {tuple(x.shape)} and masks {tuple(m.shape)}; expected (B, 3, {size[0]}, {size[0]}) and one mask "
-                f"(1, {size[0]}, {size[0]}) for each. Resize the images first (fsad_lib.foundation.diffusion.resize)."
+                f"(1, {size[0]}, {size[0]}) for each. Resize the images first (fsad_lib.foundation.images.resize)."
             )
         m = m.to(self.device, torch.float32)
         if not ((m == 0) | (m == 1)).all():

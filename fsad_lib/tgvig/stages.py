@@ -36,6 +36,7 @@ from fsad_lib.datasets._common import list_images
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.device import best_device
+from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
 from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
 from fsad_lib.profiles import FOREIGN, missing_checkpoints, sections
@@ -287,8 +288,6 @@ def _optimise(run: Run, name: str, prompts: dict[str, str], x: Tensor, i: int, m
 
 def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
     """A shot, changed a little by the diffusion model towards the naive prompt: our addition to Table 1."""
-    from fsad_lib.foundation.diffusion import resize
-
     p, t = run.profile, run.profile.tgvig
     shared = not (p.path("diffusion") / "text_encoder").is_dir()
     clip = _clip(str(p.path("clip")), p.clip.architecture, best_device()) if shared else None
@@ -297,12 +296,7 @@ def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
         resize(x[i % len(x)][None], model.image_size), [words], strength=t.diffusion_strength, guidance_scale=t.diffusion_guidance,
         num_inference_steps=t.diffusion_steps, seed=f"{run.seed}/rival/{i}",
     )  # fmt: skip
-    return _to_side(edited, x.shape[-1])[0].cpu()
-
-
-def _to_side(x: Tensor, side: int) -> Tensor:
-    """(B, 3, H, W) in [0, 1] at another side, bicubic and antialiased."""
-    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return resize(edited, x.shape[-1])[0].cpu()
 
 
 def _judge(run: Run, prompts: dict[str, str], x: Tensor, sets: dict[str, Tensor], origin: Tensor, rivals: dict[str, Tensor]) -> None:
@@ -370,7 +364,7 @@ def training_images(run: Run, made: Synthesized, arm: str, side: int) -> Tensor:
     shots = datasets.read_images(made.paths, side)
     if arm == "duplicated":  # the very same images
         return torch.cat([shots, shots.repeat_interleave(images_each(run.profile.tgvig.images, len(shots)), 0)])
-    return torch.cat([shots, _to_side(added_images(run, made, arm), side)])
+    return torch.cat([shots, resize(added_images(run, made, arm), side)])
 
 
 def make_detector(run: Run, name: str) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FsadError
-from ..diffusion import resize
+from ..images import resize
 
 __all__ = [
     "around",
