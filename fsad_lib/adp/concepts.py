@@ -152,6 +152,17 @@ def learn_concept(
     Raises:
         FsadError: no images, values out of range, ``pseudo`` without ``gamma`` or the reverse, a word of several tokens, models of
             different token width, or a loss that is not finite.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.diffusion import load_diffusion
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> diffusion, x = load_diffusion("data/models/mini/diffusion", clip), pairs(1, nouns=["gear"]).good
+        >>> how = dict(steps=3, lr=0.005, batch_size=1)
+        >>> plain, guided = (learn_concept(clip, diffusion, x, alpha=alpha, **how)[1].p_normal for alpha in (0.0, 1.0))
+        >>> (guided - plain).round(3).gt(0).tolist()  # alike before the first step; then CLIP pulls
+        [False, True, True]
     """
     _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma)
     tau = 1 / clip.logit_scale if tau is None else tau
@@ -381,6 +392,17 @@ def load_concepts(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FsadError: a file that is missing or that holds no concepts.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_concepts(f"{folder}/words.safetensors", {"<c_n>": torch.ones(4), "<c_a>": torch.zeros(4)}, {"init": "object"})
+        ...     words, meta = load_concepts(path)
+        >>> sorted(words), meta
+        (['<c_a>', '<c_n>'], {'init': 'object'})
+        >>> load_concepts("data/models/mini/lpips/lpips_alex.safetensors")
+        Traceback (most recent call last):
+        fsad_lib.errors.FsadError: data/models/mini/lpips/lpips_alex.safetensors is a safetensors file, but not one of learned words ...
     """
     try:
         with safe_open(str(path), "pt") as file:

@@ -84,6 +84,15 @@ def denoising_probe(
 
     Returns:
         word -> mean loss over B images and ``draws`` timesteps.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.diffusion import load_diffusion
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> diffusion = load_diffusion("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> losses = denoising_probe(diffusion, pairs(1, nouns=["gear"]).good, ["gear", "carpet"], draws=4)
+        >>> losses["gear"] < losses["carpet"]  # the right word helps to find the noise
+        True
     """
     if len(x) == 0 or draws < 1:
         raise FsadError(f"found {len(x)} images and draws = {draws}; each must be at least 1.")
@@ -128,6 +137,15 @@ def gradient_sweep(
     Returns:
         One row per tau: tau; denoising_gradient (the same in every row); clip_gradient = |alpha d mean_i P(x_i) / dc| over the shots;
         with pseudo-anomalies hinge_gradient = |alpha d mean_j (P(pseudo_j) - gamma)^+ / dc|, 0 while none of them is above gamma.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.diffusion import load_diffusion
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> diffusion, x = load_diffusion("data/models/mini/diffusion", clip), torch.rand(2, 3, 128, 128)
+        >>> pulls = gradient_sweep(clip, diffusion, x, clip.token_embedding("gear"), (0.01, 0.1), pseudo=x, gamma=1.0, draws=1)
+        >>> pulls.denoising_gradient.nunique(), pulls.hinge_gradient.tolist()  # no probability is above 1: the hinge rests
+        (1, [0.0, 0.0])
     """
     if (pseudo is None) != (gamma is None):
         raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 3).")
@@ -184,6 +202,16 @@ def p_normal(
 
     Returns:
         One row for each word, group and image: word, group, image (its number in the group), p_normal.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> clip, scenes = load_clip("data/models/mini/clip"), pairs(1, nouns=["paper"])
+        >>> table = p_normal(clip, {"flawless": scenes.good, "damaged": scenes.bad}, ["paper"], tau=0.1)
+        >>> table[["word", "group", "image"]].values.tolist()
+        [['paper', 'flawless', 0], ['paper', 'damaged', 0]]
+        >>> bool(table.p_normal[0] > 0.5 > table.p_normal[1])
+        True
     """
     words = words if isinstance(words, Mapping) else {word: word for word in words}
     states = {
@@ -201,6 +229,15 @@ def judge(
     Args:
         groups: name -> images (B, 3, H, W) in [0, 1].
         states: name -> (normal (D,), anomalous (D,)).
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> normal, anomalous = clip.encode_text(["a flawless nut", "a damaged nut"])
+        >>> states = {"nut": (normal, anomalous), "turned round": (anomalous, normal)}
+        >>> table = judge(clip, {"shots": torch.rand(2, 3, 96, 96)}, states, tau=0.1)
+        >>> table.groupby("image").p_normal.sum().round(4).tolist()
+        [1.0, 1.0]
     """
     rows = []
     f = {group: clip.encode_image(x) for group, x in groups.items()}

@@ -111,6 +111,16 @@ def state_embeddings(
 
     Returns:
         Two tensors (|T|, D), rows of unit length, differentiable in the vectors.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> g_n, g_a = state_embeddings(clip, "gear")
+        >>> len(g_n) == len(g_a) == len(TEMPLATES)
+        True
+        >>> same, _ = state_embeddings(clip, "<c>", {"<c>": clip.token_embedding("gear")})  # a learned word with a known word's vector
+        >>> torch.allclose(g_n, same, atol=1e-4)
+        True
     """
     normal, anomalous = state_prompts(c, templates)
     g_n, g_a = clip.encode_text([*normal, *anomalous], concepts).split(len(normal))
@@ -124,7 +134,16 @@ def embed(
     concepts: Mapping[str, Tensor] | None = None,
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D))."""
+    """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D)).
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> c = clip.token_embedding("object").requires_grad_()
+        >>> g = embed(clip, ["gear", "<c>"], {"<c>": c}, templates(3))
+        >>> list(g), len(g["<c>"][0]), g["<c>"][0].requires_grad
+        (['gear', '<c>'], 3, False)
+    """
     if isinstance(words, str):
         raise FsadError(f"one string found, {words[:60]!r}; expected a list of words.")
     return {c: state_embeddings(clip, c, concepts, templates) for c in words}

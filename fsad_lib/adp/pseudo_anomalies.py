@@ -98,6 +98,15 @@ def pseudo_anomalies(
 
     Raises:
         FsadError: no shots, no prompts, n below 1, or settings out of range.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.diffusion import load_diffusion
+        >>> diffusion = load_diffusion("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> x, how = torch.rand(2, 3, 128, 128), dict(strength=0.5, guidance_scale=4.0, num_inference_steps=2)
+        >>> three, one = (pseudo_anomalies(diffusion, x, ["a photo with damage"], n, **how) for n in (3, 1))
+        >>> three.shape, torch.allclose(three[:1], one, atol=1e-3)  # the first is the same, however many follow
+        (torch.Size([3, 3, 128, 128]), True)
     """
     check_images(x)
     check_sentences(prompts)

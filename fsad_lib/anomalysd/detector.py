@@ -35,6 +35,13 @@ class Settings:
     latents of a scale's passes are put together and decoded once (see :meth:`AnomalySD.twins`). image_share: 0: the image score is the
     map's maximum, else the mean over this share. sigma: Gaussian smoothing of S_map, in pixels at 256 a side.
     perceptual_size: images are enlarged to this side for D; None: not at all. batch_size: passes repainted at once.
+
+    Example:
+        >>> Settings(strength=0.6, scales=(2, 4), alpha=0.5).scales
+        (2, 4)
+        >>> Settings(strength=6, scales=(2, 2), alpha=0.5)
+        Traceback (most recent call last):
+        fsad_lib.errors.FsadError: AnomalySD's settings: found strength = 6 (in [0, 1]); scales = (2, 2) (different whole numbers of cells, ...
     """
 
     strength: float
@@ -129,7 +136,7 @@ def content_hash(x: Tensor) -> str:
 
 
 class AnomalySD:
-    """One model for all categories.
+    """One model for all categories; ``notebooks/41_evaluate_anomalysd.ipynb`` shows it at work.
 
     Args:
         model: the inpainting model, fine-tuned or not.
@@ -139,7 +146,16 @@ class AnomalySD:
         settings: :class:`Settings`.
 
     Example:
-        see ``notebooks/41_evaluate_anomalysd.ipynb``.
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.inpainting import load_inpainting
+        >>> from fsad_lib.foundation.perceptual import load_lpips
+        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> settings = Settings(strength=0.5, scales=(1, 2), alpha=0.0, num_inference_steps=2)
+        >>> detector = AnomalySD(model, load_lpips("data/models/mini/lpips"), {"gear": Category("A perfect gear.")}, settings)
+        >>> x = torch.rand(2, 3, 64, 64)
+        >>> both, first = detector(x, "gear"), detector(x[:1], "gear")
+        >>> both.map.shape, torch.equal(both.image[:1], first.image)  # the other image makes no difference
+        (torch.Size([2, 64, 64]), True)
     """
 
     def __init__(self, model: Inpainting, lpips: Lpips, categories: Mapping[str, Category], settings: Settings) -> None:

@@ -63,6 +63,17 @@ def finetune_unet(
 
     Raises:
         FsadError: images, prompts and foregrounds of different number, settings out of range, a loss that is not finite.
+
+    Example:
+        >>> from fsad_lib.adp.probes import weights_digest
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.inpainting import load_inpainting
+        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> parts = model.unet, model.vae, model.text_encoder
+        >>> before = [weights_digest(part) for part in parts]
+        >>> trace = finetune_unet(model, torch.rand(2, 3, 64, 64), [["A perfect gear."], ["A perfect nut."]], steps=2, lr=3e-4, batch_size=1)
+        >>> trace.step.tolist(), [weights_digest(part) == digest for part, digest in zip(parts, before)]
+        ([1, 2], [False, True, True])
     """
     x = _images(model, x, steps, lr, batch_size)
     if len(prompts) != len(x) or not all(len(p) and not isinstance(p, str) for p in prompts):
@@ -99,7 +110,15 @@ def finetune_unet(
 
 
 def decoder_parameters(vae: nn.Module) -> list[nn.Parameter]:
-    """The parameters that turn a latent into an image; the encoder's are not among them."""
+    """The parameters that turn a latent into an image; the encoder's are not among them.
+
+    Example:
+        >>> from diffusers import AutoencoderKL
+        >>> vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+        >>> own = {id(p) for p in decoder_parameters(vae)}
+        >>> sorted({name.split(".")[0] for name, p in vae.named_parameters() if id(p) in own})
+        ['decoder', 'post_quant_conv']
+    """
     parts = [vae.decoder, *([vae.post_quant_conv] if getattr(vae, "post_quant_conv", None) is not None else [])]
     return [p for part in parts for p in part.parameters()]
 
@@ -129,6 +148,17 @@ def finetune_decoder(
 
     Returns:
         One row a step: step, mse, perceptual, loss (means of the batch).
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.inpainting import load_inpainting
+        >>> from fsad_lib.foundation.perceptual import load_lpips
+        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> x = torch.tensor([0.9, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 64, 64)  # a plain red
+        >>> z, drawn = model.posterior(x)[0], model.decode(model.posterior(x)[0])
+        >>> trace = finetune_decoder(model, x, load_lpips("data/models/mini/lpips"), beta=0.1, steps=5, lr=3e-4, batch_size=1)
+        >>> bool((model.decode(z) - x).square().mean() < (drawn - x).square().mean()), torch.equal(model.posterior(x)[0], z)
+        (True, True)
     """
     x = _images(model, x, steps, lr, batch_size)
     if not beta >= 0:

@@ -35,6 +35,13 @@ class LikelihoodMap(nn.Module):
 
     log p_max is the highest over the training images (`learning`), a fixed number for each layer. anomalib takes the highest of the
     batch at hand, so that an image's score would change with the images beside it, and scores of two batches could not be compared.
+
+    Example:
+        >>> likelihood = LikelihoodMap(layers=1)
+        >>> _ = likelihood([torch.tensor([-1.0, -3.0])], [1], [2], (1, 2))  # log p of the two patches of a training image
+        >>> likelihood.learning = False
+        >>> likelihood([torch.tensor([-2.0, -9.0])], [1], [2], (1, 2)).round(decimals=3).tolist()  # set against -1, whatever the batch holds
+        [[[1.0, 8.0]]]
     """
 
     def __init__(self, layers: int) -> None:

@@ -47,6 +47,11 @@ def load_teacher(path: str | Path) -> nn.Module:
 
     Raises:
         FsadError: no such file, or other weights.
+
+    Example:
+        >>> teacher = load_teacher("data/models/mini/efficientad/teacher.safetensors")
+        >>> teacher(torch.rand(1, 3, 256, 256)).shape, any(p.requires_grad for p in teacher.parameters())
+        (torch.Size([1, 64, 56, 56]), False)
     """
     path = Path(path)
     if not path.is_file():
@@ -76,6 +81,13 @@ class EfficientAD:
 
     Raises:
         FsadError: values out of range; `fit`: penalty images of another form.
+
+    Example:
+        >>> teacher = load_teacher("data/models/mini/efficientad/teacher.safetensors")
+        >>> detector = EfficientAD(teacher, penalty=lambda: torch.rand(4, 3, 256, 256))  # called when fit begins
+        >>> detector(torch.rand(1, 3, 256, 256))
+        Traceback (most recent call last):
+        fsad_lib.errors.FsadError: this detector has seen no normal image yet; call fit first
     """
 
     name = "efficientad"

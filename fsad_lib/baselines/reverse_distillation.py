@@ -39,6 +39,17 @@ class ReverseDistillation:
 
     Raises:
         FsadError: another network, an image size that does not fit, or values out of range.
+
+    Example:
+        >>> from fsad_lib.foundation.backbones import load_trunk
+        >>> trunk = load_trunk("resnet18", "data/models/mini/backbones/resnet18.safetensors", image_size=64)
+        >>> detector, x = ReverseDistillation(trunk, batch_size=2), torch.rand(2, 3, 64, 64)
+        >>> losses = detector.fit(x, steps=3)
+        >>> losses[-1] < losses[0]
+        True
+        >>> scores, maps = detector(x)
+        >>> scores.shape, maps.shape
+        (torch.Size([2]), torch.Size([2, 64, 64]))
     """
 
     name = "reverse_distillation"

@@ -124,6 +124,18 @@ def load(dataset: str, category: str | None = None, data_root: str | Path | None
 
     Raises:
         FsadError: unknown names (the valid ones are listed), missing or incomplete data (what to do is said).
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("train/good/0.png", "test/good/1.png", "test/scratch/2.png"):
+        ...         path = Path(root, "clamp", name)
+        ...         path.parent.mkdir(parents=True)
+        ...         Image.new("RGB", (32, 32)).save(path)
+        ...     table = load("folder", "clamp", root)
+        >>> table[["split", "label", "defect"]].values.tolist()
+        [['train', 0, 'good'], ['test', 0, 'good'], ['test', 1, 'scratch']]
     """
     _known(dataset)
     if category is not None:
@@ -158,7 +170,14 @@ def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.Dat
 
 
 def has_masks(table: pd.DataFrame) -> bool:
-    """True when pixel metrics can be computed: defective test images exist, all with a mask, and none is unlabelled."""
+    """True when pixel metrics can be computed: defective test images exist, all with a mask, and none is unlabelled.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"split": ["test", "test"], "label": [0, 1], "mask_path": [None, "hole/000_mask.png"]})
+        >>> has_masks(table), has_masks(table.assign(mask_path=None)), has_masks(table[:1])  # a mask for every defect; none; no defect
+        (True, False, False)
+    """
     test = table[table["split"] == "test"]
     bad = test[test["label"] != 0]
     return bool(len(bad)) and bool((bad["label"] == 1).all()) and bool(bad["mask_path"].notna().all())
@@ -200,6 +219,17 @@ def check_masks(table: pd.DataFrame) -> None:
 
     Raises:
         FsadError: a defective image whose mask is empty, of another size, damaged or gone; every such file is named, up to five.
+
+    Example:
+        >>> import tempfile
+        >>> import pandas as pd
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("hole.png", "mask.png"):
+        ...         Image.new("L", (32, 32)).save(f"{root}/{name}")  # a mask that is black all over
+        ...     check_masks(pd.DataFrame({"split": ["test"], "label": [1], "path": [f"{root}/hole.png"], "mask_path": [f"{root}/mask.png"]}))
+        Traceback (most recent call last):
+        fsad_lib.errors.FsadError: mask ... has no defective pixel, but its image ... is labelled defective; remove the mask or correct it.
     """
     from fsad_lib.datasets.images import checked_mask
 

@@ -23,7 +23,15 @@ def limit_of(test_images: int | tuple[tuple[str, int], ...] | None, dataset: str
 
 
 def sample(test: pd.DataFrame, n: int | None) -> pd.DataFrame:
-    """``n`` test images of one category, half of them good (rounded up), in an order that depends on the files' names alone; None: all."""
+    """``n`` test images of one category, half of them good (rounded up), in an order that depends on the files' names alone; None: all.
+
+    Example:
+        >>> paths = [f"test/{kind}/{i}.png" for kind in ("good", "hole") for i in range(9)]
+        >>> test = pd.DataFrame({"path": paths, "label": [0] * 9 + [1] * 9})
+        >>> few = sample(test, 5)
+        >>> few["label"].tolist(), few["path"].tolist() == sample(test[::-1], 5)["path"].tolist()
+        ([0, 0, 0, 1, 1], True)
+    """
     if n is None:
         return test
 

@@ -151,6 +151,13 @@ def load_trunk(name: str, checkpoint: str | Path, image_size: int, device: str |
 
     Raises:
         FsadError: not a ResNet, a missing file, weights that do not fit.
+
+    Example:
+        >>> trunk = load_trunk("resnet18", "data/models/mini/backbones/resnet18.safetensors", image_size=64)
+        >>> [tuple(f.shape) for f in trunk.features(torch.rand(1, 3, 80, 90))]
+        [(1, 128, 8, 8), (1, 256, 4, 4)]
+        >>> trunk.model.layer4, trunk.model.fc
+        (Identity(), Identity())
     """
     model = timm.create_model(name, pretrained=False) if name in timm.list_models() else None
     if not all(hasattr(model, part) for part in TRUNK_STAGES):

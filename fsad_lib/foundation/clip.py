@@ -290,6 +290,15 @@ def load_clip(
 
     Raises:
         FsadError: missing files, an unknown architecture, weights that do not fit, an unsupported tower.
+
+    Example:
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> clip.image_size, clip.grid
+        (96, 12)
+        >>> words = ["a photo of a carpet", "a photo of a gear", "a photo of a key"]
+        >>> words[(clip.encode_image(pairs(1, nouns=["gear"]).good) @ clip.encode_text(words).T).argmax()]
+        'a photo of a gear'
     """
     path = Path(checkpoint)
     if path.is_dir():

@@ -73,6 +73,16 @@ class Diffusion:
     Raises:
         FsadError: a prediction type other than the two, a latent shift, an image size that the VAE cannot divide, or a text
             encoder of another width than the U-Net's cross attention.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> diffusion = load_diffusion("data/models/mini/diffusion", clip)
+        >>> known, learned = diffusion.encode_prompt(["a red gear", "a red <c>"], {"<c>": clip.token_embedding("gear")})
+        >>> torch.allclose(known, learned, atol=1e-4)
+        True
+        >>> diffusion.sdedit(torch.rand(1, 3, 50, 60), ["a red gear"], strength=0.5, num_inference_steps=2).shape
+        torch.Size([1, 3, 128, 128])
     """
 
     def __init__(
@@ -388,6 +398,15 @@ def load_diffusion(
 
     Raises:
         FsadError: a missing folder or file, named together with what is expected.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> diffusion = load_diffusion("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> x = pairs(1, nouns=["gear"]).good
+        >>> z, _ = diffusion.posterior(x)
+        >>> z.shape, bool((diffusion.decode(z) - x).abs().mean() < 0.1)  # there and back through the autoencoder
+        (torch.Size([1, 4, 32, 32]), True)
     """
     import diffusers
 
@@ -473,6 +492,16 @@ def text_encoder_from_clip(clip: Any, skip_last: int = 1) -> nn.Module:
 
     Raises:
         FsadError: a tower that CLIPTextModel cannot express (bidirectional, layer scale, other block types).
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip = load_clip("data/models/mini/clip")
+        >>> encoder, ids = text_encoder_from_clip(clip, skip_last=0), clip_tokenizer()(["a gear"], return_tensors="pt").input_ids
+        >>> g = encoder(ids).last_hidden_state[:, -1] @ clip.model.text_projection
+        >>> torch.allclose(F.normalize(g, dim=-1), clip.encode_text(["a gear"]), atol=1e-4)  # the whole tower: CLIP's own embedding
+        True
+        >>> text_encoder_from_clip(clip).config.num_hidden_layers, encoder.config.num_hidden_layers
+        (3, 4)
     """
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -553,7 +582,16 @@ def clip_tokenizer(pad_token: str = "!") -> Any:
 
 
 def write_tokenizer(folder: str | Path, pad_token: str = "!") -> Path:
-    """Write the tokenizer in the files that Stable Diffusion's hub folders hold (vocab.json, merges.txt, two configs; 1.6 MB)."""
+    """Write the tokenizer in the files that Stable Diffusion's hub folders hold (vocab.json, merges.txt, two configs; 1.6 MB).
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import CLIPTokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(folder))
+        >>> tokenizer("a damaged gear").input_ids == clip_tokenizer()("a damaged gear").input_ids
+        True
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = _vocabulary()

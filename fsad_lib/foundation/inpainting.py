@@ -30,6 +30,16 @@ class Inpainting(Diffusion):
 
     Raises:
         FsadError: a U-Net without the nine input channels, and everything that ``Diffusion`` refuses.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> x, m = torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+        >>> m[..., 32:64, 32:96] = 1
+        >>> y = model.inpaint(x, m, ["A perfect gear."], strength=1.0, noise=torch.randn(1, 4, 32, 32), num_inference_steps=2)
+        >>> changed = (y != x).any(1, keepdim=True)
+        >>> bool(changed[m == 1].any()), bool(changed[m == 0].any())
+        (True, False)
     """
 
     amp: torch.dtype | None = None
@@ -212,6 +222,16 @@ def load_inpainting(
 
     Raises:
         FsadError: missing files, or a U-Net that is not made for inpainting.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> x, m = torch.rand(2, 3, 128, 128), torch.zeros(2, 1, 128, 128)
+        >>> m[..., 32:64, 32:96] = 1
+        >>> x[1] = torch.where(m[1] > 0, 1 - x[0], x[0])
+        >>> _, z = model.masked_latents(x, m)
+        >>> model.unet.config.in_channels, torch.allclose(z[0], z[1], atol=1e-4)  # the U-Net cannot see what lies under the mask
+        (9, True)
     """
     folder = OWN_UNET if (Path(checkpoint) / OWN_UNET).is_dir() else "unet"
     return load_diffusion(checkpoint, clip, device, image_size, unet_folder=folder, make=Inpainting)

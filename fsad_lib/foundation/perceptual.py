@@ -93,6 +93,13 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> Lpips:
 
     Raises:
         FsadError: no such file, or one that holds other weights.
+
+    Example:
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> lpips, scenes = load_lpips("data/models/mini/lpips"), pairs(1, nouns=["gear"])
+        >>> d = lpips.distance_map(scenes.good, scenes.bad)  # one photograph without the defect, one with it
+        >>> bool(d[scenes.mask].mean() > 3 * d[~scenes.mask].mean())
+        True
     """
     path = Path(path)
     file = path / "lpips_alex.safetensors" if path.is_dir() else path

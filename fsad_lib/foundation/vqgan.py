@@ -114,7 +114,17 @@ class VggLpips(nn.Module):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the VQGAN loss; the defaults are taming-transformers' own."""
+    """Weights of the VQGAN loss; the defaults are taming-transformers' own.
+
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4), PatchDiscriminator(8, 2), Lpips())
+        >>> x = torch.rand(1, 3, 32, 32)
+        >>> sorted(vqgan.loss(x).parts)
+        ['absolute', 'adversarial', 'adversarial_scale', 'codebook', 'perceptual']
+        >>> sorted(vqgan.loss(x, LossWeights(perceptual=0, adversarial=0)).parts)
+        ['absolute', 'codebook']
+    """
 
     perceptual: float = 1.0
     codebook: float = 1.0
@@ -126,7 +136,17 @@ TAMING_WEIGHTS = LossWeights()
 
 @dataclass(frozen=True)
 class VqLoss:
-    """The loss of the autoencoder on a batch, its parts (numbers), and the reconstruction (B, 3, H, W), not clamped."""
+    """The loss of the autoencoder on a batch, its parts (numbers), and the reconstruction (B, 3, H, W), not clamped.
+
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4), PatchDiscriminator(8, 2), Lpips())
+        >>> loss = vqgan.loss(torch.rand(1, 3, 32, 32))
+        >>> p, w = loss.parts, TAMING_WEIGHTS
+        >>> total = p["absolute"] + w.perceptual * p["perceptual"] + w.codebook * p["codebook"]
+        >>> abs(total + w.adversarial * p["adversarial_scale"] * p["adversarial"] - loss.total.item()) < 1e-4
+        True
+    """
 
     total: Tensor
     parts: dict[str, float]
@@ -383,6 +403,14 @@ def export_taming(vqgan: VQGAN, folder: str | Path) -> Path:
 
     One thing is ours: ``norm_num_groups`` in the YAML, since a miniature's layers are too narrow for the original's 32 groups. And
     where the perceptual distance is AlexNet's, its five convolutions stand in VGG's place.
+
+    Example:
+        >>> import tempfile
+        >>> vqgan, x = load_vqgan("data/models/mini/vqgan", "data/models/mini/lpips"), torch.rand(1, 3, 32, 32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load_vqgan(export_taming(vqgan, folder))  # LPIPS is within the checkpoint
+        >>> torch.allclose(again.reconstruct(x), vqgan.reconstruct(x), atol=1e-4)
+        True
     """
     from fsad_lib.runs import replacing
 
@@ -468,6 +496,13 @@ def load_vqgan(checkpoint: str | Path, perceptual: str | Path | None = None, dev
 
     Raises:
         FsadError: nothing is there, a part is missing, or the weights do not fit; the message says which.
+
+    Example:
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> vqgan = load_vqgan("data/models/mini/vqgan", "data/models/mini/lpips")
+        >>> x = pairs(1, nouns=["gear"]).good
+        >>> vqgan.codes, vqgan.encode(x).shape, bool((vqgan.reconstruct(x) - x).abs().mean() < 0.1)
+        (1024, torch.Size([1, 8, 32, 32]), True)
     """
     path = Path(checkpoint)
     if path.is_dir() and (path / "config.json").is_file():
@@ -503,7 +538,17 @@ def _load_mini(folder: Path, perceptual: str | Path | None) -> VQGAN:
 
 
 def save_vqgan(vqgan: VQGAN, folder: str | Path, dtype: torch.dtype = torch.float16, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the miniature's form: VQModel's configuration and weights, and the discriminator. LPIPS has its own file."""
+    """Write the miniature's form: VQModel's configuration and weights, and the discriminator. LPIPS has its own file.
+
+    Example:
+        >>> import tempfile
+        >>> vqgan, x = load_vqgan("data/models/mini/vqgan", "data/models/mini/lpips"), torch.rand(1, 3, 32, 32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_vqgan(vqgan, folder)
+        ...     again = load_vqgan(folder, "data/models/mini/lpips")
+        >>> torch.allclose(again.reconstruct(x), vqgan.reconstruct(x), atol=1e-4)
+        True
+    """
     from fsad_lib.runs import replacing
 
     folder = Path(folder)

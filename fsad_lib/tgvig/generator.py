@@ -44,6 +44,14 @@ class Augmentation:
         brightness: added to all pixels. contrast: factor around the image's mean. colour: factor, each channel its own.
         gamma: exponent. shift: pixels, less than a latent cell; None: a quarter of a cell.
         kind: "aligned", or "flips": mirrored and turned by quarters besides.
+
+    Example:
+        >>> x, still = torch.rand(3, 16, 16), dict(brightness=0, contrast=0, colour=0, gamma=0, shift=0)
+        >>> bool((augment(x, 3, factor=4, settings=Augmentation(**still)) == x).all())
+        True
+        >>> turned = augment(x, 3, factor=4, settings=Augmentation(**still, kind="flips"))
+        >>> torch.equal(turned.flatten(2).sort().values, x.flatten(1).sort().values.expand(3, -1, -1))  # the same pixels elsewhere
+        True
     """
 
     brightness: float = 0.03
@@ -63,6 +71,12 @@ class LatentDistribution:
 
     Attributes:
         mean, variance: (C, h, w). The variance is of each channel on its own, at least 0.
+
+    Example:
+        >>> d = LatentDistribution(torch.ones(2, 1, 2), torch.tensor([[[0.0, 4.0]]]).expand(2, 1, 2))
+        >>> z = sample(d, 1000, 0)
+        >>> z[..., 0].std().item(), round(z[..., 1].std().item())  # cells that never differed stay, the others vary as they did
+        (0.0, 2)
     """
 
     mean: Tensor

@@ -110,6 +110,13 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
 
     Raises:
         FsadError: shapes that do not fit, values outside [0, 1], no image.
+
+    Example:
+        >>> from fsad_lib.foundation.perceptual import load_lpips
+        >>> x = torch.rand(2, 3, 48, 48)
+        >>> found = quality(x.flip(0), x, [1, 0], load_classifier(), load_lpips("data/models/mini/lpips"))  # copies of their originals
+        >>> round(found.ssim, 3), found.psnr, round(found.lpips, 3), 1 <= round(found.inception, 3) <= found.n
+        (1.0, inf, 0.0, True)
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 

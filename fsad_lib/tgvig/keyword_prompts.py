@@ -223,7 +223,16 @@ def select(f: Tensor, g: Tensor, prompts: Sequence[str], filter: str = "printed"
 def best_prompt(
     clip: CLIP, x: Tensor, candidates: Candidates, filter: str = "printed", farthest: float = 0.0, batch_size: int = 256
 ) -> Selection:
-    """P for original images x (K, 3, H, W) in [0, 1] and the words of :func:`candidate_words`; see :func:`select`."""
+    """P for original images x (K, 3, H, W) in [0, 1] and the words of :func:`candidate_words`; see :func:`select`.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.miniatures.inspect import pairs
+        >>> clip, x = load_clip("data/models/mini/clip"), pairs(2, nouns=["gear"]).good
+        >>> chosen = best_prompt(clip, x, candidate_words("gear", depth=1, source="shipped", limit=9))
+        >>> len(chosen.prompts), chosen.best == chosen.prompts[chosen.cosine.argmax()], chosen.note.endswith("the filter does nothing here")
+        (9, True, True)
+    """
     prompts = [prompt(candidates.object_name, word) for word in candidates.words]
     with torch.no_grad():
         parts = [clip.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]

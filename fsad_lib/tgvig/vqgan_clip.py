@@ -49,7 +49,14 @@ def spherical_distance(f: Tensor, g: Tensor) -> Tensor:
 
 
 def cutouts(x: Tensor, n: int, side: int, least: float, draw: torch.Generator) -> Tensor:
-    """n random squares of one image x (1, 3, H, W), resized to (n, 3, side, side); differentiable in x."""
+    """n random squares of one image x (1, 3, H, W), resized to (n, 3, side, side); differentiable in x.
+
+    Example:
+        >>> x = torch.rand(1, 3, 20, 30)
+        >>> views = cutouts(x, 4, side=8, least=0.5, draw=generator(0))
+        >>> views.shape, bool(views.min() >= x.min() and views.max() <= x.max())
+        (torch.Size([4, 3, 8, 8]), True)
+    """
     shorter = min(x.shape[-2:])
     parts = []
     for u in torch.rand(n, 3, generator=draw).tolist():
@@ -76,6 +83,15 @@ def draw(
 
     Raises:
         FsadError: values out of range, an empty prompt, a start of another size.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> from fsad_lib.foundation.vqgan import load_vqgan
+        >>> vqgan = load_vqgan("data/models/mini/vqgan", "data/models/mini/lpips")
+        >>> settings = Settings(steps=4, cutouts=1, least=1.0)  # the whole image at every step
+        >>> image, distances = draw(vqgan, load_clip("data/models/mini/clip"), "a photo of a gear", 64, settings=settings)
+        >>> image.shape, distances[-1] < distances[0]
+        (torch.Size([3, 64, 64]), True)
     """
     s = settings
     if not prompt.strip() or size < vqgan.factor or size % vqgan.factor:

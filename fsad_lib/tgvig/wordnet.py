@@ -202,6 +202,13 @@ def lookup(word: str, depth: int, source: str = "auto") -> tuple[list[Related], 
 
     Raises:
         FsadError: nltk asked for and not there, or a depth that the shipped file does not reach.
+
+    Example:
+        >>> found, source = lookup("gear", depth=1, source="shipped")
+        >>> [r.lemma for r in found if r.relation == "part" and r.sense == 1]
+        ['cog', 'sprocket', 'tooth']
+        >>> lookup("gears", depth=1, source="shipped")[0]  # a plural: see related
+        []
     """
     if source not in ("auto", "nltk", "shipped"):
         raise FsadError(f"source {source!r} found; expected 'auto', 'nltk' or 'shipped'")
@@ -218,7 +225,15 @@ def lookup(word: str, depth: int, source: str = "auto") -> tuple[list[Related], 
 
 
 def related(words: Sequence[str], depth: int, source: str = "auto") -> tuple[str | None, list[Related], str]:
-    """The first of `words` (or of their singulars) that the source knows: (that form or None, its relations, the source)."""
+    """The first of `words` (or of their singulars) that the source knows: (that form or None, its relations, the source).
+
+    Example:
+        >>> word, found, source = related(["metal gears", "gears"], depth=1, source="shipped")
+        >>> word, found == lookup("gear", 1, "shipped")[0], source
+        ('gear', True, 'WordNet 3.0, shipped relations')
+        >>> related(["zorbulator"], depth=1, source="shipped")[:2]
+        (None, [])
+    """
     where = ""
     for word in words:
         for form in base_form(word):

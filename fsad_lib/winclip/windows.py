@@ -67,6 +67,15 @@ def window_features(clip: CLIP, tokens: Tensor, size: int) -> Tensor:
 
     Returns:
         (B, W, D) of unit norm.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip, x = load_clip("data/models/mini/clip"), torch.rand(2, 3, 96, 96)
+        >>> tokens = clip.embed_patches(x)
+        >>> clip.grid, window_features(clip, tokens, 10).shape[:2]  # 3 x 3 places for a window of 10 x 10
+        (12, torch.Size([2, 9]))
+        >>> torch.allclose(window_features(clip, tokens, 12)[:, 0], clip.encode_image(x), atol=1e-4)  # the largest sees it all
+        True
     """
     index = window_index(clip.grid, size).to(tokens.device) + 1
     index = torch.cat([index.new_zeros(len(index), 1), index], dim=1)
@@ -86,6 +95,15 @@ def extract(clip: CLIP, x: Tensor, scales: Sequence[int] = (2, 3), batch_size: i
 
     Raises:
         FsadError: a scale larger than the patch grid; a batch of another shape.
+
+    Example:
+        >>> from fsad_lib.foundation.clip import load_clip
+        >>> clip, x = load_clip("data/models/mini/clip"), torch.rand(1, 3, 96, 96)
+        >>> y = x.clone()
+        >>> y[..., :8, :8] = 0  # the first of 12 x 12 patches
+        >>> before, after = (extract(clip, image, scales=(2, 3)).windows for image in (x, y))
+        >>> [(a - b).abs().amax(-1).gt(1e-4).nonzero().tolist() for a, b in zip(before, after)]  # only the windows over it have changed
+        [[[0, 0]], [[0, 0]]]
     """
     parts = []
     for part in check_images(x).split(batch_size):
