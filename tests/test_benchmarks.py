@@ -99,3 +99,6 @@ def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
     assert large["Total"] > 2 * small["Total"], "activations of a larger image"
     assert budget.peak(True, 64, 1, config)["Total"] < large["Total"], "checkpointing keeps fewer of them"
     assert budget.flops(16, config) > 3.5 * budget.flops(8, config) > 0, "four times the pixels"
+    assert budget.peak(False, 8, 1, config, foreach=True)["Total"] > small["Total"], "a copy of what AdamW works on"
+    passes = 1 + 4 + 16 + 64 + 1  # the cells of scales 1, 2, 4, 8, and the prototype-guided region
+    assert budget.cost() == (passes, passes * 20 * 2, passes + 1, passes), "20 steps of 50, with guidance; a twin for every mask"
