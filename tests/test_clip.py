@@ -57,6 +57,17 @@ def test_text_with_a_cut_context_equals_the_full_77(custom):
     assert clip._tokenized(tuple(PROMPTS), ())[0].shape[1] < 20
 
 
+def test_what_rounding_leaves_outside_the_range_keeps_its_gradient():
+    """A picture that is being optimised has saturated pixels; resizing lifts some of them above 1 by a last bit."""
+    from fsad_lib.foundation.images import check_images
+
+    x = torch.tensor([-1e-6, 0.0, 0.5, 1.0, 1.0 + 1e-6]).expand(1, 3, 1, 5).requires_grad_()
+    clamped = check_images(x)
+    assert torch.equal(clamped, x.detach().clamp(0, 1))
+    (gradient,) = torch.autograd.grad(clamped.sum(), x)
+    assert torch.equal(gradient, torch.ones_like(x))
+
+
 @pytest.mark.parametrize("bad", [lambda x: 255 * x, lambda x: x * torch.nan, lambda x: (255 * x).byte(), lambda x: x[0], lambda x: [x]])
 def test_images_of_another_kind_are_refused(clip, bad):
     with pytest.raises(FsadError, match=r"\[0, 1\]"):

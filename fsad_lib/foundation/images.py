@@ -13,7 +13,7 @@ ROUNDING = 1e-3  # what arithmetic may leave an image outside [0, 1]
 
 
 def check_images(x: Any, empty: bool = True) -> Tensor:
-    """The batch itself, clamped to [0, 1] where rounding has left it a little outside.
+    """The batch itself, clamped to [0, 1] where rounding has left it a little outside; its gradient passes as if nothing had been clamped.
 
     Args:
         x: float images (B, 3, H, W) in [0, 1]. empty: whether B may be 0.
@@ -39,7 +39,9 @@ def check_images(x: Any, empty: bool = True) -> Tensor:
     low, high = (float(edge) for edge in x.detach().aminmax())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # false for nan, too
         raise FsadError(f"images hold values from {low:g} to {high:g}, expected [0, 1]; read them with fsad_lib.datasets.read_images.")
-    return x.clamp(0, 1) if low < 0 or high > 1 else x
+    if low >= 0 and high <= 1:
+        return x
+    return x.detach().clamp(0, 1) + (x - x.detach()) if x.requires_grad else x.clamp(0, 1)
 
 
 def resize(x: Tensor, size: int | tuple[int, int]) -> Tensor:
