@@ -159,6 +159,26 @@ def test_arms_differ_only_in_what_they_add(project, evaluated):
     assert torch.equal(stages.added_images(run, made, "without_text"), made.sets["last"])
 
 
+def test_an_interrupted_detector_goes_on_at_its_step(project, monkeypatch):
+    run = open_run(project, "32_augment", more=",baselines.names=[reverse_distillation],baselines.arms=[shots]")
+    seen = []
+
+    def watch(stop):
+        def show(done, total):
+            seen.append(done)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(stages, "counter", lambda label: show if "reverse" in label else None)
+
+    watch(stop=1)
+    with pytest.raises(KeyboardInterrupt):
+        stages.augment(run)
+    watch(stop=None)
+    made = stages.augment(open_run(project, "32_augment", more=",baselines.names=[reverse_distillation],baselines.arms=[shots]"))
+    assert seen == [1, 2] and len(made.losses) == 2 and not list(run.path.glob(".partial-*/*.pt"))
+
+
 def test_equal_steps_and_one_memory_size_in_every_arm(project, evaluated, monkeypatch):
     run = open_run(project, "32_augment", more=",baselines.names=[patchcore,cflow,reverse_distillation],baselines.arms=[shots,generated]")
     original, seen = baselines.make, []
