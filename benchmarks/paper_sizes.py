@@ -31,6 +31,7 @@ import open_clip  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from fsad_lib.foundation.clip import clip_of  # noqa: E402
 from fsad_lib.foundation.device import best_device  # noqa: E402
 from fsad_lib.profiles import load_profile  # noqa: E402
 from fsad_lib.runs import Run, open_run, replacing, write_json  # noqa: E402
@@ -252,7 +253,7 @@ def load(run: Run, stage: str, method: str) -> list[torch.nn.Module]:
     from fsad_lib.adp import stages
 
     if stage == "40_evaluate":
-        clips = [stages._clip(str(p.path(s)), getattr(p, s).architecture, best_device()) for s in ("clip", "winclip_clip")]
+        clips = [clip_of(p, section) for section in ("clip", "winclip_clip")]
         return [c.model for c in clips] + [load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size).model]
     clip, diffusion = stages.load_models(p)
     return [clip.model, diffusion.text_encoder, diffusion.unet, diffusion.vae]

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from fsad_lib import pipeline, runs
+from fsad_lib.foundation.clip import _read_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,13 +24,13 @@ def tiny_project(tmp_path_factory, write_project, stages):
     write_project(root)
     patch = pytest.MonkeyPatch()
     patch.setenv("FSAD_HOME", str(root))
-    stages._clip.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), runs.forget_inputs()
     backend = matplotlib.get_backend()
     matplotlib.use("agg")
     yield root
     matplotlib.use(backend)
     patch.undo()
-    stages._clip.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), runs.forget_inputs()
 
 
 def execute(name, **given):

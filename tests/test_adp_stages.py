@@ -18,6 +18,7 @@ from fsad_lib.adp.prompts import state_embeddings, templates
 from fsad_lib.adp.self_tuning import prototypes
 from fsad_lib.datasets import read_images
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.clip import _read_once
 from fsad_lib.metrics import image_metrics, metric_rows
 from fsad_lib.profiles import load_profile
 
@@ -55,10 +56,10 @@ def project(tmp_path_factory):
         Image.fromarray(mask).save(part / f"ground_truth/hole/{i}_mask.png")
     patch = pytest.MonkeyPatch()
     patch.setenv("FSAD_HOME", str(root))
-    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
     yield root
     patch.undo()
-    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
 
 
 def open_run(project, stage, seed=0, shots=2, overrides=OVERRIDES, category="gear", parts="parts"):

@@ -11,6 +11,7 @@ import torch
 
 from fsad_lib import runs
 from fsad_lib.adp import stages
+from fsad_lib.foundation.clip import _read_once
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PUBLISHED = {
@@ -64,9 +65,9 @@ def shrunk(paper_sizes, monkeypatch, tmp_path):
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny.ARCHITECTURE | {"quick_gelu": "quick" in name})
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
     yield paper_sizes
-    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
 
 
 @pytest.mark.parametrize("method", ["adp", "anomalysd", "tgvig"])

@@ -25,7 +25,7 @@ from fsad_lib.adp import stages
 from fsad_lib.datasets import minifab
 from fsad_lib.datasets.minifab import defects, render
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import load_clip
+from fsad_lib.foundation.clip import _read_once, clip_of, load_clip
 from fsad_lib.foundation.diffusion import load_diffusion, text_encoder_from_clip, write_tokenizer
 from fsad_lib.foundation.miniatures.export import export_paper_layout
 from fsad_lib.profiles import load_profile, missing_checkpoints
@@ -76,7 +76,7 @@ def write_parts(folder):
 
 
 def forget():
-    stages._clip.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
+    _read_once.cache_clear(), stages._diffusion.cache_clear(), runs.forget_inputs()
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,11 @@ def test_paper_gives_minis_scores_for_the_trained_inpainting_miniature(hub, tmp_
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     found = {}
     for profile, changes in {"mini": few, "paper": own}.items():
-        forget(), anomalysd._clip.cache_clear()
+        forget()
         run = runs.open_run("41_evaluate", "anomalysd", profile=profile, dataset="folder", category="all", shots=2, seed=0,
                             data_root=str(tmp_path / "parts"), overrides=as_text(changes))  # fmt: skip
         found[profile] = anomalysd.evaluate(run).predictions
-    forget(), anomalysd._clip.cache_clear()
+    forget()
     both = found["mini"].merge(found["paper"], on=["path", "method", "part"], suffixes=("", "_paper"), validate="one_to_one")
     assert len(both) == len(found["mini"]) == len(found["paper"]) and {"anomalysd", "scale_4", "alpha_1", "roundtrip"} <= set(both.method)
     assert (both.score - both.score_paper).abs().max() <= SAME
@@ -338,7 +338,7 @@ def test_single_files_of_the_papers_architectures(hub, tiny_vit_h, tmp_path, mon
     monkeypatch.setattr(torch, "load", lambda *args, **more: opened.append(more) or load(*args, **more))
     forget()
     clip, diffusion = stages.load_models(profile)
-    loaded += [clip, stages._clip(files["winclip_clip.checkpoint"], profile.winclip_clip.architecture, clip.device.type)]
+    loaded += [clip, clip_of(profile, "winclip_clip")]
     forget()
     assert [more["weights_only"] for more in opened] == [True]
     assert diffusion.image_size == 128 and diffusion.prediction_type == "v_prediction"

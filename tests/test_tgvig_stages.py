@@ -134,7 +134,7 @@ def test_the_diffusion_model_is_loaded_once_for_all_its_images(monkeypatch):
 
     loaded = []
     monkeypatch.setattr(diffusion, "load_diffusion", lambda *_, **__: loaded.append(1) or Model())
-    monkeypatch.setattr(stages, "_clip", lambda *_: "clip")
+    monkeypatch.setattr(stages, "clip_of", lambda *_: "clip")
     stages._diffusion.cache_clear()
     run = SimpleNamespace(profile=load_profile("mini"), seed=0)
     made = [stages._diffuse(run, "a photo", torch.zeros(1, 3, 16, 16), i) for i in range(3)]

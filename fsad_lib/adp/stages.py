@@ -31,7 +31,7 @@ from fsad_lib.adp.prompts import embed, templates
 from fsad_lib.adp.pseudo_anomalies import deal, pseudo_anomalies
 from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import CLIP, check_windows, load_clip
+from fsad_lib.foundation.clip import CLIP, check_windows, clip_of
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.diffusion import Diffusion, load_diffusion
 from fsad_lib.metrics import metric_rows, pixel_metrics
@@ -104,11 +104,6 @@ class Evaluated:
 
 
 # -------------------------------------------------------------------- models
-@lru_cache(maxsize=4)
-def _clip(checkpoint: str, architecture: str | None, device: str) -> CLIP:
-    return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
-
-
 @lru_cache(maxsize=2)
 def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Diffusion:
     return load_diffusion(checkpoint, clip, device, image_size)
@@ -117,13 +112,13 @@ def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Dif
 def clip_model(profile: Any) -> CLIP:
     """ADP's CLIP alone: all that judging needs, so that the diffusion model and its library stay unread."""
     missing_checkpoints(profile, ("clip",))
-    return _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
+    return clip_of(profile)
 
 
 def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     """ADP's CLIP and diffusion model of a profile, read once a process, on the GPU if there is one."""
     missing_checkpoints(profile, ("clip", "diffusion"))
-    clip = _clip(str(profile.path("clip")), profile.clip.architecture, best_device())
+    clip = clip_of(profile)
     return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device())
 
 
@@ -319,8 +314,7 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
             f"no test images in {run.dataset}/{run.category}; put the images to judge into its test/ folder."
         )
     tuned = synthesize(run.upstream("20_synthesize"))
-    clip = _clip(str(p.path("clip")), p.clip.architecture, device)
-    own = _clip(str(p.path("winclip_clip")), p.winclip_clip.architecture, device)
+    clip, own = clip_of(p), clip_of(p, "winclip_clip")
     backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
     shots, paths = run.shot_paths(), test["path"].tolist()
     scales, tau = p.winclip.scales, p.adp.tau

@@ -14,7 +14,7 @@ there and an interrupted one goes on: training at its last checkpoint, judging a
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_pro
 from fsad_lib.anomalysd.score import fuse, image_score
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.clip import check_windows
+from fsad_lib.foundation.clip import check_windows, clip_of
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
@@ -110,20 +110,13 @@ class Evaluated:
 
 
 # -------------------------------------------------------------------- models
-@lru_cache(maxsize=2)
-def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
-    from fsad_lib.foundation.clip import load_clip
-
-    return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
-
-
 def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
     """The inpainting model and the perceptual distance of a profile, on the GPU if there is one; anew at each call, since fine-tuning
     changes the model in place."""
     missing_checkpoints(profile, sections("anomalysd", profile))
     folder, device = profile.path("inpainting"), best_device()
     shared = not (folder / "text_encoder").is_dir()
-    clip = _clip(str(profile.path("clip")), profile.clip.architecture, device) if shared else None
+    clip = clip_of(profile) if shared else None
     model = load_inpainting(folder, clip, device, profile.inpainting.image_size)
     model.amp = torch.bfloat16 if profile.anomalysd.precision == "bfloat16" else None
     return model, load_lpips(profile.path("perceptual"), device)
@@ -360,7 +353,7 @@ class _Judge:
         from fsad_lib.winclip.detector import WinCLIP
 
         p, device = self.run.profile, best_device()
-        clip = _clip(str(p.path("winclip_clip")), p.winclip_clip.architecture, device)
+        clip = clip_of(p, "winclip_clip")
         backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
         winclip, patches = {}, {}
         for name in ("", *self.run.categories):

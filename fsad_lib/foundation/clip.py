@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.images import check_images, resize
 from fsad_lib.foundation.tokens import end_positions, inject, insert_concepts
 
@@ -270,6 +271,22 @@ class CLIP:
         if self._text.attn_mask is not None and len(ids):
             ids = ids[:, : int(end.max()) + 1]
         return ids, positions, end
+
+
+def clip_of(profile: Any, section: str = "clip") -> "CLIP":
+    """The CLIP of a profile's section ("clip", "winclip_clip" or "tgvig_clip"), read once a process; on the GPU if there is one.
+
+    Example:
+        >>> from fsad_lib.profiles import load_profile
+        >>> clip_of(load_profile("mini")) is clip_of(load_profile("mini"), "winclip_clip")  # the miniatures share one
+        True
+    """
+    return _read_once(str(profile.path(section)), getattr(profile, section).architecture, best_device())
+
+
+@lru_cache(maxsize=4)
+def _read_once(checkpoint: str, architecture: str | None, device: str) -> "CLIP":
+    return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
 
 
 def load_clip(

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from fsad_lib import baselines, datasets
 from fsad_lib.datasets._common import list_images
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.clip import clip_of
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
@@ -108,13 +108,6 @@ class Evaluated:
 
 
 # -------------------------------------------------------------------- models
-@lru_cache(maxsize=2)
-def _clip(checkpoint: str, architecture: str | None, device: str) -> Any:
-    from fsad_lib.foundation.clip import load_clip
-
-    return load_clip(checkpoint, architecture if Path(checkpoint).is_file() else None, device)
-
-
 @lru_cache(maxsize=1)
 def _diffusion(checkpoint: str, clip: Any, image_size: int, device: str) -> Any:
     from fsad_lib.foundation.diffusion import load_diffusion
@@ -126,7 +119,7 @@ def load_models(profile: Any) -> tuple[VQGAN, Any]:
     """VQGAN (with all that its loss needs) and CLIP of a profile, on the GPU if there is one."""
     missing_checkpoints(profile, sections("tgvig", profile, "22_synthesize"))
     device = best_device()
-    return load_vqgan(profile.path("vqgan"), profile.path("perceptual"), device), _clip(str(profile.path("tgvig_clip")), profile.tgvig_clip.architecture, device)
+    return load_vqgan(profile.path("vqgan"), profile.path("perceptual"), device), clip_of(profile, "tgvig_clip")
 
 
 def source_run(run: Run) -> Run:
@@ -290,7 +283,7 @@ def _diffuse(run: Run, words: str, x: Tensor, i: int) -> Tensor:
     """A shot, changed a little by the diffusion model towards the naive prompt: our addition to Table 1."""
     p, t = run.profile, run.profile.tgvig
     shared = not (p.path("diffusion") / "text_encoder").is_dir()
-    clip = _clip(str(p.path("clip")), p.clip.architecture, best_device()) if shared else None
+    clip = clip_of(p) if shared else None
     model = _diffusion(str(p.path("diffusion")), clip, p.diffusion.image_size, best_device())
     edited = model.sdedit(
         resize(x[i % len(x)][None], model.image_size), [words], strength=t.diffusion_strength, guidance_scale=t.diffusion_guidance,
