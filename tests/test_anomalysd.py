@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import tiny_inpainting as tiny
@@ -156,6 +157,38 @@ def test_merged_twins_are_decoded_once_a_scale(parts):
     assert torch.allclose(x_hat[2], detector(parts, change(scales=(2, 4))).repaint(x, passes, "nut")[-1], atol=1e-5)
     scores = found(x, "nut")
     assert torch.equal(scores.map, found(torch.cat([tiny.images(1, 3), x]), "nut").map[1:]) and found.cost.decodings == 3
+
+
+@pytest.mark.parametrize("asked", [{"guidance_scale": 3.0}, {"num_inference_steps": 8}, {"strength": 0.75}])
+@pytest.mark.parametrize("merged", [False, True])
+def test_twins_are_painted_with_what_the_settings_ask(parts, monkeypatch, asked, merged):
+    model, x, rows = parts[0], tiny.images(1, 9), []
+    found = detector(parts, change(merged=merged, **asked))
+    passes, predict = found.passes(x, "nut"), model.predict
+    how = dict(strength=0.5, guidance_scale=1.0, num_inference_steps=4) | asked
+    noise = torch.cat([found.noise(content_hash(x[0]), p) for p in passes])
+    m = torch.stack([p.m for p in passes])[:, None]
+    expected = model.inpaint(x.expand(6, -1, -1, -1), m, ["A perfect nut."], noise=noise, batch_size=3, **how)
+    with monkeypatch.context() as watched:
+        watched.setattr(model, "predict", lambda z, *rest: rows.append(len(z)) or predict(z, *rest))
+        x_hat = found.twins(x, passes, "nut")[1]
+    assert sum(rows) == found.cost.unet, "what cost says is what is done"
+    plain = detector(parts, change(merged=merged)).twins(x, passes, "nut")[1]
+    assert (x_hat[-1] - expected[-1]).abs().max() < 1e-5 < (x_hat[-1] - plain[-1]).abs().max()  # the last pass stands alone, merged or not
+    assert merged or (x_hat - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_batch_size_bounds_what_is_repainted_at_once_and_nothing_else(parts, monkeypatch, batch_size):
+    model, lpips, _ = parts
+    found, x, rows, compared = detector(parts, change(batch_size=batch_size)), tiny.images(1, 9), [], []
+    whole = detector(parts, change(batch_size=8))(x, "nut")
+    predict, distance_map = model.predict, lpips.distance_map
+    monkeypatch.setattr(model, "predict", lambda z, *rest: rows.append(len(z)) or predict(z, *rest))
+    monkeypatch.setattr(lpips, "distance_map", lambda f, y, *rest: compared.append(len(y)) or distance_map(f, y, *rest))
+    scores = found(x, "nut")
+    assert max(rows) == max(compared) == batch_size and sum(compared) == 6
+    assert torch.allclose(scores.map, whole.map, atol=1e-5)
 
 
 def test_cost_counts_the_work(parts):
@@ -331,6 +364,94 @@ def test_interrupted_training_ends_with_the_same_weights(part, tmp_path):
         train(tiny.model(), checkpoint=file)
 
 
+def far_apart(model, monkeypatch, n):
+    """Latents by which an image is known: image i has the mean 10 i and the deviation 0.1 (i + 1)."""
+    mean, std = (torch.ones(n, 4, 16, 16) * v.view(n, 1, 1, 1) for v in (10.0 * torch.arange(n), 0.1 * torch.arange(1, n + 1)))
+    monkeypatch.setattr(model, "posterior", lambda x, *_: (mean, std))
+
+    def taken_apart(z):
+        """Image number and noise of each latent."""
+        chosen = (z.mean((1, 2, 3)) / 10).round().long()
+        return chosen, (z - mean[chosen]) / std[chosen]
+
+    return taken_apart
+
+
+def is_standard_normal(noise):
+    each = noise.flatten(1)
+    alike = torch.corrcoef(each) - torch.eye(len(each))  # no two of them the same
+    return each.mean(1).abs().max() < 0.15 and (each.std(1) - 1).abs().max() < 0.15 and alike.abs().max() < 0.5
+
+
+def test_the_unet_learns_from_each_image_its_own_sentences_and_every_noise_level(monkeypatch):
+    """All that enters the loss, over many steps: z sampled, t anywhere, the image's own masked latent, the state of one of its sentences."""
+    model, n, given, masks = tiny.model(), 4, [], []
+    x = tiny.images(n, 8)
+    prompts = [["A gear.", "A nut.", "A key."], ["A nut."], ["A bolt.", "A gear."], ["A mesh."]]
+    taken_apart, weight = far_apart(model, monkeypatch, n), next(model.unet.parameters())
+
+    def masked(of, m):
+        masks.append((of, m))
+        return m[..., ::2, ::2], torch.stack([torch.full((4, 16, 16), float(image.mean())) for image in of])
+
+    def loss(*parts):
+        given.append(parts)
+        return torch.arange(4.0) * len(given) + 0 * weight.sum()
+
+    monkeypatch.setattr(model, "masked_latents", masked)
+    monkeypatch.setattr(model, "denoising_loss", loss)
+    trace = finetune_unet(model, x, prompts, steps=60, lr=1e-3, batch_size=4, seed=3)
+    assert trace.loss.tolist() == pytest.approx([1.5 * step for step in range(1, 61)]), "the batch's mean"
+    z, text, t, eps, m_z, z_masked = (torch.cat(parts) for parts in zip(*given, strict=True))
+    of, m = (torch.cat(parts) for parts in zip(*masks, strict=True))
+    chosen, noise = taken_apart(z)
+    assert torch.equal(of, x[chosen]) and torch.equal(m_z, m[..., ::2, ::2]) and torch.allclose(z_masked[:, 0, 0, 0], x[chosen].mean((1, 2, 3)))
+    assert is_standard_normal(torch.cat([noise, eps])), "z is drawn from the posterior, with another noise than is to be predicted"
+    assert t.dtype == torch.long and torch.histc(t.float(), 4, 0, 1000).min() > 40 and t.min() < 30 and t.max() > 970
+    states = {sentence: model.encode_prompt([sentence])[0] for sentence in {y for sentences in prompts for y in sentences}}
+    said = [next(y for y, state in states.items() if torch.equal(state, row)) for row in text]
+    for i, sentences in enumerate(prompts):
+        assert {y for y, of in zip(said, chosen.tolist(), strict=True) if of == i} == set(sentences), f"image {i}"
+
+
+def test_the_decoder_is_asked_for_the_image_that_its_sampled_latent_comes_from(monkeypatch):
+    model, lpips, n, seen = tiny.model(), tiny.lpips(), 3, []
+    x = tiny.images(n, 8)
+    taken_apart, weight = far_apart(model, monkeypatch, n), decoder_parameters(model.vae)[0]
+
+    def decode(z):
+        seen.append(z * model.vae.config.scaling_factor)
+        sample = 2 * x[taken_apart(seen[-1])[0]] - 1 + 0.2 + 0 * weight.sum()  # the image, a tenth too bright
+        return SimpleNamespace(sample=sample)
+
+    monkeypatch.setattr(model.vae, "decode", decode)
+    trace = finetune_decoder(model, x, lpips, beta=0.5, steps=8, lr=1e-3, batch_size=3, seed=3)
+    assert is_standard_normal(taken_apart(torch.cat(seen))[1])
+    assert trace.mse.tolist() == pytest.approx([0.01] * 8, rel=1e-4)
+    perceptual = float(lpips.distance(x + 0.1, x).mean())
+    assert trace.perceptual.tolist() == pytest.approx([perceptual] * 8, rel=1e-4)
+    assert trace.loss.tolist() == pytest.approx([0.01 + 0.5 * perceptual] * 8, rel=1e-4)
+
+
+def train_once(part, model, **more):
+    if part == "unet":
+        return finetune_unet(model, X, Y, **(UNET | {"steps": 1} | more))
+    return finetune_decoder(model, X, tiny.lpips(), beta=0.5, **(UNET | {"steps": 1} | more))
+
+
+@pytest.mark.parametrize("part", ["unet", "decoder"])
+def test_gradient_checkpointing_keeps_fewer_activations(part):
+    def kept(**more):
+        sizes, model = [], tiny.model()
+        with torch.autograd.graph.saved_tensors_hooks(lambda v: sizes.append(v.nbytes) or v, lambda v: v):
+            trace = train_once(part, model, **more)
+        assert not model.unet.is_gradient_checkpointing and not model.vae.is_gradient_checkpointing, "it ends with the training"
+        return sum(sizes), trace.loss[0]
+
+    (whole, loss), (frugal, again) = kept(), kept(gradient_checkpointing=True)
+    assert frugal < 0.8 * whole and again == pytest.approx(loss, rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_memory_not_weights():
     plain, frugal = tiny.model(), tiny.model()
     finetune_unet(plain, X, Y, **UNET)
@@ -346,6 +467,21 @@ def test_bfloat16_trains_float32_weights():
     trace = finetune_unet(model, X, Y, **UNET)
     assert torch.isfinite(torch.tensor(trace.loss)).all()
     assert all(p.dtype == torch.float32 for p in model.unet.parameters())
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+@pytest.mark.parametrize("part", ["unet", "decoder", "predict"])
+def test_amp_is_the_precision_of_the_activations(part, amp):
+    model, kinds = tiny.model(), []
+    model.amp = amp
+    for conv in (model.unet.conv_in, model.unet.conv_out, model.vae.decoder.conv_in, model.vae.decoder.conv_out):
+        conv.register_forward_hook(lambda _, __, out: kinds.append(out.dtype))
+    if part == "predict":
+        z, text = torch.randn(1, 4, 16, 16), model.encode_prompt(["a nut"])
+        assert model.predict(z, torch.tensor(5), z[:, :1], z, text).dtype == torch.float32
+    else:
+        train_once(part, model)
+    assert len(kinds) == 2 and set(kinds) == {amp or torch.float32}
 
 
 @pytest.mark.parametrize(("n", "batch_size", "steps"), [(5, 2, 10), (3, 4, 6), (4, 4, 3), (2, 7, 4)])

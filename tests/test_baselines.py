@@ -173,6 +173,46 @@ def test_patchcores_coreset_is_anomalibs():
     assert chosen[0] == chosen[1] and len(set(chosen[0])) == 100
 
 
+def locally_aware(source, x):
+    """PatchCore's patches (N * h * w, C) of images: each map averaged over 3 x 3 neighbours, the coarse ones enlarged."""
+    maps = [nn.functional.avg_pool2d(f, 3, 1, 1) for f in source.features(x)]
+    maps = [maps[0], *(nn.functional.interpolate(f, maps[0].shape[-2:], mode="bilinear") for f in maps[1:])]
+    return torch.cat(maps, 1).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def test_patchcore_keeps_the_patch_that_lies_farthest_from_those_kept(monkeypatch):
+    from fsad_lib.baselines.patchcore import _Coreset
+
+    projected, choose = [], _Coreset.select_coreset_idxs
+    monkeypatch.setattr(_Coreset, "select_coreset_idxs", lambda self: (choose(self), projected.append(self.features))[0])
+    detector, x = baselines.make("patchcore", backbone=backbone(), coreset_size=30), torch.rand(2, 3, SIDE, SIDE)
+    detector.fit(x)
+    patches = locally_aware(detector.backbone, x)
+    distance, kept = torch.cdist(detector.model.memory_bank, patches).min(1)
+    assert distance.max() < 1e-2 and len(set(kept.tolist())) == 30, "the memory holds patches of the images"
+    (features,) = projected  # distances are those of the random projection, as in the paper
+    assert len(features) == len(patches) == 128
+    apart = (features[:, None] - features).norm(dim=-1)
+    for n in range(1, 30):
+        nearest = apart[:, kept[:n]].amin(1)
+        assert float(nearest[kept[n]]) == pytest.approx(float(nearest.max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("neighbours", [3, 9])
+def test_patchcores_image_score_is_the_papers(neighbours):
+    """s = (1 - exp |m_test - m*| / sum over the b nearest m of m* of exp |m_test - m|) |m_test - m*| (Roth et al., eq. 7)."""
+    detector, x = baselines.make("patchcore", backbone=backbone(), coreset_size=40, neighbours=neighbours), torch.rand(2, 3, SIDE, SIDE)
+    detector.fit(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+    memory = detector.model.memory_bank.double()
+    for image, score in zip(x, detector(x)[0].tolist(), strict=True):
+        distances = [[float((p - m).norm()) for m in memory] for p in locally_aware(detector.backbone, image[None]).double()]
+        to_memory = max(distances, key=min)
+        star = to_memory.index(min(to_memory))
+        near = sorted(range(len(memory)), key=lambda i: float((memory[i] - memory[star]).norm()))[:neighbours]
+        weight = 1 - np.exp(to_memory[star]) / sum(np.exp(to_memory[i]) for i in near)
+        assert score == pytest.approx(weight * to_memory[star], rel=1e-3)
+
+
 def test_patchcore_memory_of_one_size_in_every_arm():
     sizes = []
     for x in (normal(2), normal(6)):
@@ -203,6 +243,29 @@ def test_cflow_learns_and_its_scores_do_not_depend_on_the_batch(tmp_path):
     again = baselines.make("cflow", backbone=backbone(), coupling_blocks=2, condition=16, lr=3e-3, batch_size=2)
     assert again.fit(normal(), steps=2) == losses[:2]
     survives_the_disk(detector, again, tmp_path / "flows.safetensors")
+
+
+def test_cflow_learns_each_patch_under_its_own_place_and_judges_it_under_the_same(monkeypatch):
+    detector = baselines.make("cflow", backbone=backbone(), coupling_blocks=1, condition=16, batch_size=2, fibers=1000)
+    made, learned, judged = detector._network(), [], []
+    monkeypatch.setattr(detector, "_network", lambda: made)
+    for flow in made.decoders:
+        flow.register_forward_pre_hook(lambda _, given: (learned if torch.is_grad_enabled() else judged).append((given[0], given[1][0])))
+    x = torch.rand(2, 3, SIDE, SIDE)
+    detector.fit(x, steps=1)
+    assert len(learned) == len(judged) == 3
+    maps = made.encoder(detector.backbone.preprocess(x)).values()
+    for features, (seen, place), (again, same_place) in zip(maps, learned, judged, strict=True):
+        known = features.permute(0, 2, 3, 1).flatten(0, 2)
+        side = features.shape[-1]
+        of, of_again = (torch.cdist(patches, known).argmin(1) for patches in (seen, again))
+        assert sorted(of.tolist()) == sorted(of_again.tolist()) == list(range(2 * side * side)), "every patch once"
+        place, same_place = place[of.argsort()], same_place[of_again.argsort()]
+        assert torch.equal(place, same_place) and torch.equal(place[: side * side], place[side * side :]), "of every image alike"
+        for cell, code in enumerate(place[: side * side]):
+            row, column = divmod(cell, side)
+            angles = [(at / 1e4 ** (2 * k / 8)) for at in (column, row) for k in range(4)]
+            assert code.tolist() == pytest.approx([f(a) for a in angles for f in (np.sin, np.cos)], abs=1e-5)
 
 
 def test_cflows_map_ranks_as_anomalibs_and_goes_on_where_that_one_saturates():
@@ -298,6 +361,68 @@ def test_efficientad_learns_and_its_quantiles_are_of_normal_images(monkeypatch, 
     assert scores.shape == (3,) and maps.shape == (3, 256, 256) and torch.allclose(scores, maps.amax((1, 2)))
     assert torch.equal(detector.model.teacher.conv4.weight, detector.teacher.conv4.weight)
     survives_the_disk(detector, efficientad.EfficientAD(detector.teacher, detector.penalty), tmp_path / "student.safetensors", 256)
+
+
+def test_efficientads_student_learns_normal_images_and_is_kept_small_on_others(monkeypatch):
+    """Every step's loss from its formulas (Batzner et al., section 3), on the images that it should see."""
+    from fsad_lib.baselines import efficientad
+
+    x, penalty = normal(2, 256), torch.rand(3, 3, 40, 40)
+    others, pairs, expected = common.resized(penalty, 256, torch.device("cpu")), [], []
+
+    def losses(model, given, _):
+        if not torch.is_grad_enabled():  # quantiles and scores
+            return
+        image, other = given
+        pairs.append([int((images - one).flatten(1).abs().amax(1).argmin()) for images, one in ((x, image), (others, other))])
+        assert torch.equal(image, x[pairs[-1][:1]]) and torch.equal(other, others[pairs[-1][1:]])
+        teacher = (model.teacher(image) - model.mean_std["mean"]) / model.mean_std["std"]
+        student, guess = model.student(image).split(6, 1)
+        ae = model.ae(image, image.shape[-2:])
+        distance = (teacher - student).square()
+        hard = distance[distance >= torch.quantile(distance, 0.999)].mean()
+        kept_small = model.student(other)[:, :6].square().mean()
+        expected.append((hard + kept_small + (teacher - ae).square().mean() + (ae - guess).square().mean()).item())
+
+    def make(*size):
+        model = _cheap_model(*size)
+        model.choose_random_aug_image = lambda image: image
+        for part in model.ae.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        model.register_forward_hook(losses)
+        return model
+
+    monkeypatch.setattr(efficientad, "EfficientAdModel", make)
+    torch.manual_seed(2)
+    found = efficientad.EfficientAD(Cheap(6).eval(), penalty, lr=3e-3).fit(x, steps=3)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert {i for i, _ in pairs} == {0, 1} and sorted(j for _, j in pairs) == [0, 1, 2]
+
+
+def test_efficientads_networks_are_in_the_mode_of_their_work(monkeypatch):
+    """Only the students train; the quantiles and the scores are of networks without dropout."""
+    from fsad_lib.baselines import efficientad
+
+    modes = set()
+
+    def make(*size):
+        model = _cheap_model(*size)
+        for name in ("teacher", "student", "ae"):
+            getattr(model, name).register_forward_hook(lambda part, _, out, name=name: modes.add((name, part.training, model.training)))
+        return model
+
+    monkeypatch.setattr(efficientad, "EfficientAdModel", make)
+    detector = efficientad.EfficientAD(Cheap(6).eval(), torch.rand(2, 3, 32, 32))
+    monkeypatch.setattr(detector, "_standardise", lambda *_: None)
+    calibrate = detector._calibrate
+    monkeypatch.setattr(detector, "_calibrate", lambda *given: (seen.append(set(modes)), modes.clear(), calibrate(*given)))
+    seen = []
+    detector.fit(normal(1, 256), steps=1)
+    assert seen == [{("teacher", False, True), ("student", True, True), ("ae", True, True)}]
+    detector.model.train()
+    detector(normal(1, 256))
+    assert modes == {(name, False, False) for name in ("teacher", "student", "ae")}
 
 
 def test_efficientads_statistics_are_torchs_and_keep_no_features():

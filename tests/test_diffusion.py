@@ -6,7 +6,7 @@ import json
 import open_clip
 import pytest
 import torch
-from diffusers import DDPMScheduler, PNDMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
 from open_clip.tokenizer import SimpleTokenizer
 from tiny_models import WIDTH, images, open_clip_model
 from tiny_models import diffusion as tiny_diffusion
@@ -146,6 +146,27 @@ def test_posterior_and_decode_follow_the_vae(sd):
         sd.decode(mean), (sd.vae.decode(expected.mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0
     )
     assert sd.posterior(images(1, 24))[0].shape == mean[:1].shape  # resized
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(512, 1), (496, 3)])
+def test_images_of_512_pixels_and_more_pass_the_vae_one_by_one(sd, size, at_once):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4,) * 4, norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, mid_block_add_attention=False,
+    )  # fmt: skip
+    large, rows = d.Diffusion(sd.tokenizer, sd.text_encoder, vae, sd.unet, sd.scheduler, size), []
+    for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
+        conv.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    x = images(3, size)
+    mean, std = large.posterior(x)
+    decoded = large.decode(mean)
+    assert rows == [at_once] * (6 // at_once)
+    vae.disable_slicing()
+    expected = vae.encode(2 * x - 1).latent_dist
+    scale = vae.config.scaling_factor
+    torch.testing.assert_close((mean, std), (scale * expected.mean, scale * expected.std), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoded, (vae.decode(expected.mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

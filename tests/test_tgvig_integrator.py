@@ -129,6 +129,16 @@ def test_gradient_checkpointing_changes_memory_alone(tmp_path):
     assert torch.allclose(resumed.images, whole.images, atol=1e-6)
 
 
+def test_gradient_checkpointing_keeps_fewer_activations():
+    def kept(**more):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda v: sizes.append(v.nbytes) or v, lambda v: v):
+            integrate(tiny_vqgan(), images(), settings=replace(SMALL, iterations=1, lam=0.0, **more))
+        return sum(sizes)
+
+    assert kept(gradient_checkpointing=True) < 0.3 * kept()
+
+
 def test_a_kept_state_is_read_to_the_cpu(tmp_path, clip, monkeypatch):
     """Scores of earlier iterations meet those of later ones on the CPU, wherever the models are."""
     s, real, places = replace(SMALL, iterations=1), torch.load, []
