@@ -57,6 +57,18 @@ def test_means_over_the_categories_of_one_run(tmp_path):
     assert "not run" in text and "autoencoder alone" in text and "± " in text
 
 
+def test_a_metric_that_a_data_set_does_not_have_fills_no_rows(tmp_path):
+    fake(tmp_path, "minifab")
+    for shots in t.SHOTS:
+        path = fake(tmp_path, "elpv", shots, categories=["mono", "poly"]) / "metrics.json"
+        record = json.loads(path.read_text())
+        record["rows"] = [{k: v for k, v in row.items() if k not in ("pixel_auroc", "aupro")} for row in record["rows"]]
+        path.write_text(json.dumps(record))
+    shown = t.show_main(t.main_table(tmp_path))
+    metrics = {unit: set(block.Metric) for unit, block in shown.groupby("Data set")}
+    assert metrics["ELPV mono"] == {"image AUROC"} and metrics["MiniFab"] == metrics["VisA"] == set(t.METRICS.values())
+
+
 def test_what_repainting_adds_is_told_from_what_the_mask_adds(tmp_path):
     assert t.show_contributions(t.contributions(tmp_path)).iloc[0, 0] == "not run"
     fake(tmp_path, "minifab", seed=0), fake(tmp_path, "minifab", seed=1)
@@ -122,6 +134,9 @@ def test_sensitivity_and_its_figure(tmp_path):
     assert table[table.parameter == "alpha"].value.tolist() == [0, 0.5, 1], "the method itself has the profile's alpha"
     assert table[table.parameter == "lambda"].set_index("value").ours.round(1).to_dict() == {0.6: 83.5, 0.8: 86.5}, "the plain run has the profile's own"
     assert len(figures.sensitivity(t.sensitivity(tmp_path), {"lambda": 0.4}).axes) == 2
+    shown = t.show_sensitivity(t.sensitivity(tmp_path)).set_index("Parameter")
+    first = table.iloc[0]
+    assert shown["image AUROC"][f"{first.parameter} {first.value:g}"] == f"{first.ours:.1f} [{first.low:.1f}, {first.high:.1f}]" and t.show_sensitivity(empty).empty
 
 
 def test_rivals_are_context_with_their_source():

@@ -30,7 +30,7 @@ from fsad_lib.tables._text import interval, number, verdict, write_rows, write_t
 
 __all__ = [
     "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "NAMES", "ROWS", "SHOTS", "ablation_overrides", "ablations", "all_rows", "compare", "context", "contributions",
-    "main_table", "one_run", "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_contributions", "show_main", "show_seen_unseen", "write_all",
+    "main_table", "one_run", "rows_of", "seen_unseen", "sensitivity", "show_ablations", "show_contributions", "show_main", "show_seen_unseen", "show_sensitivity", "write_all",
 ]  # fmt: skip
 
 SHOTS = (1, 2, 4, 16)
@@ -159,7 +159,8 @@ def _cell(row) -> str:
 
 
 def show_main(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`main_table` for reading: one row per data set, method, protocol and metric, columns Reported, Ours, Difference by shots."""
+    """:func:`main_table` for reading: one row per data set, method, protocol and metric, columns Reported, Ours, Difference by shots; without
+    the metrics that a data set does not have."""
     index, blocks = ["data_set", "profile", "method", "protocol", "role", "metric"], []
     for k, block in table.groupby("shots", sort=False):
         text = block.set_index(index)
@@ -171,7 +172,8 @@ def show_main(table: pd.DataFrame) -> pd.DataFrame:
             columns = {f"{shot}: Reported": said} | columns | {f"{shot}: Difference": gaps}
         blocks.append(pd.DataFrame(columns, index=text.index))
     shown = pd.concat(blocks, axis=1).reset_index()
-    shown["metric"] = shown["metric"].map(METRICS)
+    nothing = (shown.drop(columns=index) == NONE).all(axis=1).groupby([shown.data_set, shown.profile, shown.metric]).transform("all")
+    shown = shown[~nothing].assign(metric=lambda rows: rows.metric.map(METRICS)).reset_index(drop=True)
     names = {"data_set": "Data set", "profile": "Profile", "method": "Method", "protocol": "Category", "role": "Role", "metric": "Metric"}
     return shown.rename(columns=names)
 
@@ -329,6 +331,16 @@ def sensitivity(root: str | Path | None = None, profile: str = "mini", shots: in
     return pd.DataFrame.from_records(records, columns=columns).sort_values(["data_set", "parameter", "metric", "value"], ignore_index=True)
 
 
+def show_sensitivity(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`sensitivity` for reading: one row per data set and value, each metric with its 95 % interval."""
+    records = []
+    for (unit, profile, parameter, value), block in table.groupby(["data_set", "profile", "parameter", "value"], sort=False):
+        shown = {METRICS[r.metric]: f"{r.ours:.1f}" + ("" if pd.isna(r.low) else f" [{r.low:.1f}, {r.high:.1f}]") for r in block.itertuples()}
+        records.append({"Data set": unit, "Profile": profile, "Parameter": f"{parameter} {value:g}", **shown, "Seeds": block.n_seeds.iloc[0]})
+    shown = pd.DataFrame(records)
+    return shown[[*(name for name in shown if name != "Seeds"), "Seeds"]].fillna(NONE) if records else shown
+
+
 # -------------------------------------------------------------------- one run
 def one_run(rows: Sequence[dict], part: str | None = None, group: str = "all") -> pd.DataFrame:
     """The rows of one run as text: a line for each method and protocol, means over its categories in percent.
@@ -409,15 +421,15 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         f'categories. "{NOT_RUN}": no complete run.',
         *(f"{name}: {text}." for name, text in PROTOCOLS.items()),
         "The patch memory stands where a reader may look for PatchCore: the same nearest neighbours, with neither coreset nor reweighting, so that no category's patches are dropped from a shared memory.",
-        "–: no such metric, for want of masks.",
+        "Image AUROC alone: a data set without masks. –: nothing reported.",
         "Sources of the reported values: data/reported/anomalysd_main.csv. They stand at \"category given\"; which protocol the paper used is not known from the sources at hand.",
-        *(f"{r.data_set}, {r.shots} shots, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
+        *(f"{r.data_set}, {r.shots} shot{'s' if r.shots > 1 else ''}, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
         "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
     ]  # fmt: skip
     over = "with the 95 % interval over categories (seeds averaged first), or over images where there is one category, which says nothing of other seeds"
     change = f"Change: variant minus whole method, percent points, {over}."
     added = contributions(root, profile, shots)
-    apart = seen_unseen(root, profile, shots)
+    apart, curves = seen_unseen(root, profile, shots), sensitivity(root, profile, shots)
     for name, table, display, caption, note in (
         ("main", main, show_main(main), "AnomalySD: one model for all categories", notes),
         ("seen_unseen", apart, show_seen_unseen(apart), f"AnomalySD: kinds of defect seen in pretraining, and unseen, {shots} shot",
@@ -427,7 +439,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         ("contributions", added, show_contributions(added), f"AnomalySD: what repainting adds, and what the mask adds, {shots} shot",
          [f"Percent points, {over}.", "The autoencoder alone: D(x, VAE(x)); with the mask: the method's own prototype-guided mask, nothing repainted; the mask's part: S_pg alone, the region of the mask repainted; "
           "patch memory: nearest neighbours, from which the mask comes.", notes[-1]]),
-        ("sensitivity", sensitivity(root, profile, shots), None, f"Effect of lambda and alpha, {shots} shot",
+        ("sensitivity", curves, show_sensitivity(curves), f"Effect of lambda and alpha, {shots} shot",
          [notes[0], "Lambda: over the seeds that all its values have; alpha: over all seeds.", "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "AnomalySD: values not known from the sources at hand", []),
     ):
