@@ -78,6 +78,18 @@ def test_fine_tuning_is_given_the_foreground_and_every_products_sentences(projec
     assert [p[0] for p in given["prompts"]] == ["A perfect gear.", "A perfect gear.", "A perfect nut.", "A perfect nut."]
 
 
+def test_fine_tuning_is_given_the_profiles_values(project, monkeypatch):
+    given, trace = {}, pd.DataFrame({"step": [1], "loss": [0.0]})
+    for part in ("unet", "decoder"):
+        monkeypatch.setattr(stages, f"finetune_{part}", lambda *_, part=part, **how: given.update({part: how}) or trace)
+    values = ("lr_unet=0.001", "lr_decoder=0.002", "beta=0.3", "area=[0.1,0.2]", "gradient_checkpointing=true")
+    stages.personalize(open_run(project, "11_personalize", seed=8, more="".join(f",anomalysd.{value}" for value in values)))
+    both = dict(batch_size=2, seed=8, gradient_checkpointing=True)
+    for part, expected in (("unet", dict(steps=3, lr=0.001, area=(0.1, 0.2))), ("decoder", dict(steps=2, lr=0.002, beta=0.3))):
+        expected |= both
+        assert {name: tuple(v) if isinstance(v, list) else v for name, v in given[part].items() if name in expected} == expected
+
+
 def test_shots_are_those_of_a_run_of_one_category(project):
     whole = open_run(project, "11_personalize")
     for name in COLOURS:
