@@ -15,7 +15,7 @@ from fsad_lib.adp import stages
 from fsad_lib.adp.concepts import load_concepts
 from fsad_lib.adp.detector import ADP, anomaly_probability
 from fsad_lib.adp.prompts import state_embeddings, templates
-from fsad_lib.adp.self_tuning import prototypes
+from fsad_lib.adp.self_tuning import prototypes, weight
 from fsad_lib.datasets import read_images
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.clip import _read_once
@@ -289,8 +289,8 @@ def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project
 
 def test_each_word_is_learned_as_its_equation_says(project, monkeypatch):
     """TI without CLIP, c_n with it, c_a from c_n against the pseudo-anomalies; new ones from c_a and another seed."""
-    learned, drawn = [], []
-    learn, make = stages.learn_concept, stages._make_pseudo
+    learned, drawn, seeds = [], [], []
+    learn, make, edit = stages.learn_concept, stages._make_pseudo, stages.pseudo_anomalies
 
     def learning(clip, diffusion, x, init, **how):
         found = learn(clip, diffusion, x, init, **how)
@@ -303,6 +303,7 @@ def test_each_word_is_learned_as_its_equation_says(project, monkeypatch):
 
     monkeypatch.setattr(stages, "learn_concept", learning)
     monkeypatch.setattr(stages, "_make_pseudo", making)
+    monkeypatch.setattr(stages, "pseudo_anomalies", lambda *given, **how: seeds.append(how["seed"]) or edit(*given, **how))
     run = open_run(project, "20_synthesize", seed=5, overrides=f"{OVERRIDES},adp.alpha=0.7,adp.gamma=0.15")
     stages.synthesize(run)
     (ti, ti_how, _), (normal, normal_how, c_n), (anomalous, anomalous_how, _) = learned
@@ -314,4 +315,15 @@ def test_each_word_is_learned_as_its_equation_says(project, monkeypatch):
     assert torch.equal(anomalous_how["pseudo"], before.pseudo.x)
     (prompts, n, seed), (tuning, n_tuning, other, words) = drawn
     assert (list(prompts), n, seed) == (list(adp.prompts_pseudo), 3, 5) and (list(tuning), n_tuning) == (list(adp.prompts_tuning), 2)
-    assert other != seed and "<c_a>" in words
+    assert other != seed and "<c_a>" in words and seeds == [seed, other]
+
+
+def test_words_are_weighed_by_other_pseudo_anomalies_than_c_a_learned_from(project, evaluated):
+    run = open_run(project, "20_synthesize")
+    tuned, before = stages.synthesize(run), stages.personalize(run.upstream("10_personalize"))
+    clip, tau = stages.clip_model(run.profile), run.profile.adp.tau
+    f, new, old = (clip.encode_image(x) for x in (before.x, tuned.pseudo.x, before.pseudo.x))
+    for name, word in (("c_n", "<c_n>"), ("c_a", "<c_a>"), ("label", "gear")):
+        means = [g.mean(0) for g in state_embeddings(clip, word, before.concepts, templates(3))]
+        assert tuned.weights[name] == pytest.approx(weight(f, new, *means, tau), abs=1e-6)
+        assert abs(weight(f, old, *means, tau) - weight(f, new, *means, tau)) > 1e-5, "or the check could not fail"

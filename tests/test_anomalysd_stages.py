@@ -18,6 +18,8 @@ from fsad_lib.datasets import read_images, read_masks
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
 from fsad_lib.metrics import image_metrics, pixel_metrics
+from fsad_lib.patch_memory import PatchMemory
+from fsad_lib.winclip.detector import WinCLIP
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,18 @@ def test_fine_tuning_is_given_the_foreground_and_every_products_sentences(projec
     assert [p[0] for p in given["prompts"]] == ["A perfect gear.", "A perfect gear.", "A perfect nut.", "A perfect nut."]
 
 
+def test_fine_tuning_is_given_the_profiles_values(project, monkeypatch):
+    given, trace = {}, pd.DataFrame({"step": [1], "loss": [0.0]})
+    for part in ("unet", "decoder"):
+        monkeypatch.setattr(stages, f"finetune_{part}", lambda *_, part=part, **how: given.update({part: how}) or trace)
+    values = ("lr_unet=0.001", "lr_decoder=0.002", "beta=0.3", "area=[0.1,0.2]", "gradient_checkpointing=true")
+    stages.personalize(open_run(project, "11_personalize", seed=8, more="".join(f",anomalysd.{value}" for value in values)))
+    both = dict(batch_size=2, seed=8, gradient_checkpointing=True)
+    for part, expected in (("unet", dict(steps=3, lr=0.001, area=(0.1, 0.2))), ("decoder", dict(steps=2, lr=0.002, beta=0.3))):
+        expected |= both
+        assert {name: tuple(v) if isinstance(v, list) else v for name, v in given[part].items() if name in expected} == expected
+
+
 def test_shots_are_those_of_a_run_of_one_category(project):
     whole = open_run(project, "11_personalize")
     for name in COLOURS:
@@ -121,6 +135,31 @@ def test_scores_are_the_detectors(project, evaluated):
         test = run.table().set_index("path").loc[paths].reset_index()
         row = next(r for r in evaluated.rows if (r["category"], r["method"], r["part"]) == (name, "anomalysd", "given"))
         assert row["pixel_auroc"] == pytest.approx(pixel_metrics(read_masks(test, 32), scores.map, paths)["pixel_auroc"])
+
+
+def test_rivals_judge_by_the_given_the_guessed_or_the_common_memory_and_word(project, evaluated, monkeypatch):
+    run = open_run(project, "41_evaluate")
+    judge, w = stages._Judge(run), run.profile.winclip
+    (sizes, detectors, _), path = judge.rivals, evaluated.paths[0]
+    monkeypatch.setattr(type(judge.detector), "choose_category", lambda self, x: ["nut"] * len(x))  # taken for the wrong part
+    guess, value, maps = judge(path, "gear")
+    assert guess == "nut"
+    x, clip, backbone = {name: read_images([path], size) for name, size in sizes.items()}, detectors[""].clip, judge.detector.categories["nut"].memory.backbone
+    for protocol, word, shots in (("given", "gear", run.shot_paths("gear")), ("unknown", "nut", run.shot_paths("nut")), ("shared", None, run.shot_paths())):
+        winclip = WinCLIP(clip, word, w.tau, w.scales).add_shots(read_images(shots, sizes["winclip"]))
+        memory = PatchMemory(backbone).add_shots(read_images(shots, sizes["patch_memory"]))
+        assert value["winclip", protocol] == pytest.approx(float(winclip(x["winclip"]).image), abs=1e-6)
+        assert value["patch_memory", protocol] == pytest.approx(float(memory.score(x["patch_memory"])), abs=1e-6)
+        assert torch.allclose(maps["winclip", protocol], winclip.maps(x["winclip"], 32)[0], atol=1e-5)
+        assert torch.allclose(maps["patch_memory", protocol], memory.maps(x["patch_memory"], 32)[0], atol=1e-5)
+    assert value["anomalysd", "unknown"] == float(judge.detector(read_images([path], 32), "nut").image) != value["anomalysd", "given"]
+    texts = [detectors[name].text for name in ("gear", "nut", "")]
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(texts, texts[1:] + texts[:1], strict=True)), "or another word would not be noticed"
+
+
+def test_the_profiles_precision_reaches_the_model(project):
+    for precision, amp in (("float32", None), ("bfloat16", torch.bfloat16)):
+        assert stages.load_models(open_run(project, "11_personalize", more=f",anomalysd.precision={precision}").profile)[0].amp is amp
 
 
 def test_a_finished_stage_needs_no_model(project, evaluated, monkeypatch):

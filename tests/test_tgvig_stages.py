@@ -66,9 +66,10 @@ def test_prompts_choose_among_the_sets_of_one_integration(project, evaluated):
 def test_the_integrator_is_given_the_profiles_settings(project, monkeypatch):
     given, integrate = [], stages.integrate
     monkeypatch.setattr(stages, "integrate", lambda vqgan, x, clip, prompt, settings, *more: given.append((prompt, settings)) or integrate(vqgan, x, clip, prompt, settings, *more))
-    made = stages.synthesize(open_run(project, "22_synthesize", seed=6, more=",tgvig.variance=none,tgvig.quantized=false,tgvig.lam=0.5"))
+    made = stages.synthesize(open_run(project, "22_synthesize", seed=6, more=",tgvig.variance=none,tgvig.quantized=false,tgvig.lam=0.5,tgvig.gradient_checkpointing=true"))
     ((prompt, settings),) = given
     assert prompt == made.prompts["best"] and (settings.variance, settings.quantized, settings.lam, settings.seed) == ("none", False, 0.5, 6)
+    assert settings.gradient_checkpointing is True
 
 
 def test_quality_says_what_was_measured_on_how_many(project, evaluated):
