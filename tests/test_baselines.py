@@ -14,6 +14,7 @@ from fsad_lib import baselines
 from fsad_lib.baselines import _common as common
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
+from fsad_lib.foundation.images import resize
 from fsad_lib.progress import counter
 
 SIDE = 64
@@ -368,7 +369,7 @@ def test_efficientads_student_learns_normal_images_and_is_kept_small_on_others(m
     from fsad_lib.baselines import efficientad
 
     x, penalty = normal(2, 256), torch.rand(3, 3, 40, 40)
-    others, pairs, expected = common.resized(penalty, 256, torch.device("cpu")), [], []
+    others, pairs, expected = resize(penalty, 256), [], []
 
     def losses(model, given, _):
         if not torch.is_grad_enabled():  # quantiles and scores
