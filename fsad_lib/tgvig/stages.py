@@ -2,7 +2,7 @@
 
 One run is one (data set, category, shots, seed). Each stage takes its :class:`fsad_lib.runs.Run`, returns what it made, and keeps every
 product the moment it is finished, so that a repeated call loads what is there and an interrupted one goes on: the integrator at its
-last iteration, the detectors at the arm and the evaluation at the detector where it stopped.
+last iteration, a detector at its last checkpoint and the evaluation at the detector where it stopped.
 
 =================  ================================================================================================
 22_synthesize      prompt.json, generated.npz, trace.csv, rival-<name>.npz, quality.json
