@@ -645,7 +645,10 @@ def _sign(figure: Figure, note: str) -> None:
     elif figure.get_layout_engine() is not None:  # which then leaves room for it
         figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
     else:
-        figure.text(0.01, 0.008, note, ha="left", va="bottom", fontsize=7, color="#555555")  # where the rows of pictures have their names
+        parts = note.split(", ")  # in two lines, as broad as the rows' names, under which it stands
+        half = -(-len(parts) // 2)
+        lines = [", ".join(part) for part in (parts[:half], parts[half:]) if part]
+        figure.text(0.01, 0.008, ",\n".join(lines), ha="left", va="bottom", fontsize=7, color="#555555")
 
 
 def _png(figure: Figure) -> bytes:

@@ -136,6 +136,8 @@ def test_a_note_says_which_runs_a_figure_is_of(tmp_path):
     overview = plots.adp_overview(X[:1], X, X, {"c_n": 1.0}, X[:1], [0.1], [0])
     plots.save_figure(overview, "b", tmp_path, "profile mini")
     assert overview.texts[-1].get_text() == "profile mini" and (tmp_path / "b.pdf").is_file()
+    plots.save_figure(overview, "b", tmp_path, "gear, 4 shots, seed 0, profile mini")
+    assert overview.texts[-1].get_text() == "gear, 4 shots,\nseed 0, profile mini", "no broader than the rows' names"
 
 
 def test_an_outline_runs_around_a_speckled_mask_not_through_it():
