@@ -671,7 +671,9 @@ def _png(figure: Figure) -> bytes:
 
 def _palette(picture):
     """A PIL image in 256 colours. The default, a median cut, gives rare colours, a legend's or a colour bar's, to their frequent neighbours."""
-    return picture.convert("RGB").quantize(256, method=1, kmeans=1)  # maximum coverage, then each colour the mean of its pixels
+    picture = picture.convert("RGB")
+    few = picture.resize((-(-picture.width // 3), -(-picture.height // 3)), 0)  # every third pixel of every third line: the same colours, sooner
+    return picture.quantize(palette=few.quantize(256, method=1, kmeans=1), dither=0)  # maximum coverage, then each colour the mean of its pixels
 
 
 def compact(figure: Figure, dpi: int = 80):

@@ -498,7 +498,7 @@ def text_encoder_from_clip(clip: Any, skip_last: int = 1) -> nn.Module:
         >>> clip = load_clip("data/models/mini/clip")
         >>> encoder, ids = text_encoder_from_clip(clip, skip_last=0), clip_tokenizer()(["a gear"], return_tensors="pt").input_ids
         >>> g = encoder(ids).last_hidden_state[:, -1] @ clip.model.text_projection
-        >>> torch.allclose(F.normalize(g, dim=-1), clip.encode_text(["a gear"]), atol=1e-4)  # the whole tower: CLIP's own embedding
+        >>> torch.allclose(torch.nn.functional.normalize(g, dim=-1), clip.encode_text(["a gear"]), atol=1e-4)  # the whole tower: CLIP's own embedding
         True
         >>> text_encoder_from_clip(clip).config.num_hidden_layers, encoder.config.num_hidden_layers
         (3, 4)
