@@ -83,6 +83,18 @@ def test_the_other_papers_tables_are_the_committed_results(method):
     assert results_table(head) == expected, "\n".join(f"| {name} | {' | '.join(values)} |" for name, values in expected.items())
 
 
+def test_anomalysds_numbers_by_shots_are_the_written_table():
+    table = pd.read_csv(project_root() / "figures/anomalysd_main.csv")
+    table = table[(table.data_set == "MiniFab") & (table.protocol == "given")].set_index(["method", "shots", "metric"])
+    names = {"AnomalySD": "AnomalySD", "autoencoder and mask (control)": "autoencoder and prototype-guided mask, nothing repainted", "patch memory": "patch memory (nearest neighbour)"}
+    expected = {}
+    for name, method in names.items():
+        both = [[table.loc[(method, k, metric)] for metric in ("image_auroc", "pixel_auroc")] for k in (1, 2, 4, 16)]
+        assert all(row.n_seeds == 3 for pair in both for row in pair)
+        expected[name] = [f"{image.ours:.1f} / {pixel.ours:.1f}" for image, pixel in both]
+    assert results_table("| MiniFab, image / pixel AUROC, three seeds: shots |") == expected
+
+
 KEYS = {row.sources[0]: row.key for row in tables.ROWS.values()}
 
 
