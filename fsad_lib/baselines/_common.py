@@ -18,7 +18,7 @@ from fsad_lib.foundation.backbones import Backbone
 from fsad_lib.foundation.images import check_images
 
 Progress = Callable[[int, int], None]
-CHECKPOINTS = 20  # of a training
+CHECKPOINTS = 8  # of a training: with the optimizer's moments each is three times a detector
 
 
 def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
