@@ -786,7 +786,18 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; :class:`FsadError` when another one has it. A killed process holds nothing."""
-        path = self.product_path("lock")
+        with self._flock("lock", wait=False):
+            yield
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Make the products that other runs share (see :func:`shared_run`) without another process making them too: it waits, and then finds them."""
+        with self._flock("making", wait=True):
+            yield
+
+    @contextlib.contextmanager
+    def _flock(self, name: str, wait: bool) -> Iterator[None]:
+        path = self.product_path(name)
         try:
             handle = open(path, "w")  # noqa: SIM115
         except OSError as error:
@@ -795,25 +806,11 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
-            except OSError:  # a file system without locks: nobody can be told of this run
-                pass
-            yield
-
-    @contextlib.contextmanager
-    def making(self) -> Iterator[None]:
-        """Make the products that other runs share (see :func:`shared_run`) without another process making them too: it waits, and then finds them."""
-        try:
-            handle = open(self.product_path("making"), "w")  # noqa: SIM115
-        except OSError as error:
-            raise _explain(error, self.path) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                if not wait:
+                    raise FsadError(f"Run {self} is being made by another process: wait for it or end it.") from None
                 print(f"Another process is making {self}; waiting for it.", file=sys.stderr, flush=True)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
+            except OSError:  # a file system without locks: nobody can be told of this run
                 pass
             yield
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fsad_lib.adp.prompts import TEMPLATES, check_templates, state_embeddings
+from fsad_lib.checkpoints import digest
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 from fsad_lib.foundation.images import check_images
@@ -175,10 +176,10 @@ def learn_concept(
 
     c = start.clone().to(device).requires_grad_(True)
     adam = torch.optim.Adam([c], lr=lr, betas=BETAS, eps=ADAM_EPS)
-    key = _digest(
+    key = digest(
         start,
         x,
-        pseudo,
+        *([] if pseudo is None else [pseudo]),
         alpha=alpha,
         tau=tau,
         gamma=gamma,
@@ -297,17 +298,6 @@ def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, 
 
 
 # -------------------------------------------------------------------- files
-def _digest(start: Tensor, x: Tensor, pseudo: Tensor | None, **settings: object) -> str:
-    h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for tensor in (start, x, pseudo):
-        if tensor is not None:
-            h.update(
-                str(tuple(tensor.shape)).encode()
-                + tensor.detach().float().cpu().contiguous().numpy().tobytes()
-            )
-    return h.hexdigest()
-
-
 def _sampled_weights(*modules: torch.nn.Module) -> str:
     """SHA-256 over about a hundred evenly spaced values of each weight: milliseconds for billions of numbers.
 

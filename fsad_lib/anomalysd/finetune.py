@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsad_lib.anomalysd.masks import random_rectangle
+from fsad_lib.checkpoints import digest, read_state
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 from fsad_lib.foundation.images import check_images, resize
@@ -101,7 +101,7 @@ def finetune_unet(
 
     if gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    key = _digest(x, where, prompts=[list(p) for p in prompts], lr=lr, batch=batch_size, area=list(area), seed=seed, amp=str(model.amp))
+    key = digest(x, where, prompts=[list(p) for p in prompts], lr=lr, batch=batch_size, area=list(area), seed=seed, amp=str(model.amp))
     try:
         return _train(model.unet, list(model.unet.parameters()), losses, steps, lr, key, checkpoint, checkpoint_every, progress)
     finally:
@@ -177,7 +177,7 @@ def finetune_decoder(
 
     if gradient_checkpointing:
         model.vae.enable_gradient_checkpointing()
-    key = _digest(x, beta=beta, lr=lr, batch=batch_size, seed=seed, amp=str(model.amp))
+    key = digest(x, beta=beta, lr=lr, batch=batch_size, seed=seed, amp=str(model.amp))
     try:
         return _train(
             model.vae, decoder_parameters(model.vae), losses, steps, lr, key, checkpoint, checkpoint_every, progress
@@ -230,20 +230,14 @@ def _resume(
     checkpoint: str | Path | None, key: str, steps: int, parameters: list[nn.Parameter], adamw: torch.optim.Optimizer
 ) -> list[dict[str, float]]:
     """Put a checkpoint's state into parameters and optimizer; its rows, none if there is no checkpoint of these settings."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return []
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)  # Adam's step counts belong there; moments follow their parameters
-        key_found, rows = state["key"], state["rows"]
-    except Exception as error:
-        raise FsadError(f"{checkpoint} is not a readable checkpoint ({error}). Delete it and run again.") from error
-    if key_found != key or len(rows) > steps:
+    state = read_state(checkpoint, key)  # Adam's step counts belong on the CPU; moments follow their parameters
+    if state is None or len(state["rows"]) > steps:
         return []
     with torch.no_grad():
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
     adamw.load_state_dict(state["adamw"])
-    return rows
+    return state["rows"]
 
 
 def _deal(n: int, batch_size: int, step: int, stream: Callable[[int], torch.Generator]) -> tuple[list[int], torch.Generator]:
@@ -268,13 +262,6 @@ def _images(model: Inpainting, x: Tensor, steps: int, lr: float, batch_size: int
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise FsadError(f"found steps {steps}, lr {lr}, batch_size {batch_size}; expected at least 0, above 0, at least 1.")
     return resize(x, model.image_size)
-
-
-def _digest(*tensors: Tensor, **settings: Any) -> str:
-    h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for tensor in tensors:
-        h.update(str(tuple(tensor.shape)).encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()
 
 
 def _sums(parameters: Sequence[Tensor]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fsad_lib.checkpoints import digest, read_state
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.backbones import Backbone
 from fsad_lib.foundation.images import check_images
@@ -77,10 +77,8 @@ def train(
         FsadError: a checkpoint that cannot be read.
     """
     rows = list(rows)
-    key = hashlib.sha256(repr((settings, sorted(optimizer.defaults.items()))).encode())
-    for tensor in (*inputs, *rows, *model.state_dict().values()):
-        key.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    losses = _resume(checkpoint, key.hexdigest(), model, optimizer, schedule)
+    key = digest(*inputs, *rows, *model.state_dict().values(), settings=settings, optimizer=optimizer.defaults) if checkpoint else ""
+    losses = _resume(checkpoint, key, model, optimizer, schedule)
     every = max(1, len(rows) // CHECKPOINTS)
     for done, chosen in enumerate(rows[len(losses) :], start=len(losses) + 1):
         losses.append(step(chosen))
@@ -89,7 +87,7 @@ def train(
         if checkpoint and (done % every == 0 or done == len(rows)):
             from fsad_lib.runs import replacing
 
-            state = {"key": key.hexdigest(), "losses": losses, "model": trained_state(model, frozen), "optimizer": optimizer.state_dict()}
+            state = {"key": key, "losses": losses, "model": trained_state(model, frozen), "optimizer": optimizer.state_dict()}
             with replacing(checkpoint) as path:
                 torch.save(state | {"schedule": schedule.state_dict() if schedule else {}, "random": _random_state()}, path)
         if progress:
@@ -99,14 +97,8 @@ def train(
 
 def _resume(checkpoint: str | Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> list[float]:
     """Put a checkpoint's state into everything that changes in a training; its losses, none if there is no checkpoint of this training."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return []
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        same = state["key"] == key
-    except Exception as error:
-        raise FsadError(f"{checkpoint} is not a readable checkpoint ({error}). Delete it and run again.") from error
-    if not same:
+    state = read_state(checkpoint, key)
+    if state is None:
         return []
     model.load_state_dict(state["model"], strict=False)
     optimizer.load_state_dict(state["optimizer"])

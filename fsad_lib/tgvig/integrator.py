@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fsad_lib.checkpoints import digest
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.images import check_images
 from fsad_lib.foundation.vqgan import TAMING_WEIGHTS, VQGAN, LossWeights
@@ -157,8 +158,8 @@ def integrate(
 
     fixed = {name: value for name, value in asdict(s).items() if name not in ("iterations", "gradient_checkpointing")}
     models = {"VQGAN": work.model, "discriminator": work.discriminator, "perceptual distance": work.perceptual, "CLIP": clip.model if clip is not None else None}
-    key = {"settings": fixed, "prompt": prompt, "images": _fingerprint(x)}
-    key |= {name: _fingerprint(*(values for _, values in sorted(model.state_dict().items()))) for name, model in models.items() if model is not None}
+    key = {"settings": fixed, "prompt": prompt, "images": digest(x)}
+    key |= {name: digest(*(values for _, values in sorted(model.state_dict().items()))) for name, model in models.items() if model is not None}
     state = _resume(folder, key, s.iterations, work, optimizers)
     similarity, losses, best, chosen, seen = state["similarity"], state["losses"], state["best"], state["chosen"], state["z_v"]
     for iteration in range(len(losses) + 1, s.iterations + 1):
@@ -225,15 +226,6 @@ def _check(x: Tensor, clip: CLIP | None, prompt: str | None, s: Settings) -> Non
 
 
 # ---------------------------------------------------------------- state on disk
-def _fingerprint(*tensors: Tensor) -> str:
-    import hashlib
-
-    total = hashlib.sha256()
-    for t in tensors:
-        total.update(f"{tuple(t.shape)}".encode() + t.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
 def _save(folder: Path, state: dict[str, Any], work: VQGAN, optimizers: dict[str, torch.optim.Optimizer]) -> None:
     from fsad_lib.runs import replacing
 
