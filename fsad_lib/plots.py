@@ -671,9 +671,15 @@ def _png(figure: Figure) -> bytes:
 
 def _palette(picture):
     """A PIL image in 256 colours. The default, a median cut, gives rare colours, a legend's or a colour bar's, to their frequent neighbours."""
+    from PIL import Image
+
     picture = picture.convert("RGB")
     few = picture.resize((-(-picture.width // 3), -(-picture.height // 3)), 0)  # every third pixel of every third line: the same colours, sooner
-    return picture.quantize(palette=few.quantize(256, method=1, kmeans=1), dither=0)  # maximum coverage, then each colour the mean of its pixels
+    palette = few.quantize(255, method=1, kmeans=1)  # maximum coverage, then each colour the mean of its pixels
+    palette.putpalette([*palette.getpalette()[: 3 * 255], 255, 255, 255])
+    shown = picture.quantize(palette=palette, dither=0)
+    shown.paste(255, mask=Image.fromarray(np.asarray(picture).min(-1) == 255))  # the nearest colour is Pillow's within four levels; the paper stays white
+    return shown
 
 
 def compact(figure: Figure, dpi: int = 80):

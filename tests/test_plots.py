@@ -129,6 +129,15 @@ def test_rare_colours_survive_the_palette():
         assert np.abs(shown[3, 6 * i + 3] - colour).max() < 25, colour
 
 
+def test_the_paper_stays_white_beside_pale_pictures():
+    from PIL import Image
+
+    pixels = np.full((90, 90, 3), 255, np.uint8)
+    pixels[:45] = np.random.default_rng(0).integers(235, 255, (45, 90, 1))
+    shown = np.asarray(plots._palette(Image.fromarray(pixels)).convert("RGB"))
+    assert (shown[45:] == 255).all() and np.abs(shown[:45].astype(int) - pixels[:45]).max() < 5
+
+
 def test_a_note_says_which_runs_a_figure_is_of(tmp_path):
     figure = plots.image_grid(X[:2])
     plots.save_figure(figure, "a", tmp_path, "gear, profile mini")
