@@ -11,7 +11,7 @@ import torch
 
 from fsad_lib import runs
 from fsad_lib.adp import stages
-from fsad_lib.foundation.clip import _read_once
+from fsad_lib.foundation.clip import _read_once, load_clip
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PUBLISHED = {
@@ -103,3 +103,23 @@ def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
     assert budget.peak(False, 8, 1, config, foreach=True)["Total"] > small["Total"], "a copy of what AdamW works on"
     passes = 1 + 4 + 16 + 64 + 1  # the cells of scales 1, 2, 4, 8, and the prototype-guided region
     assert budget.cost() == (passes, passes * 20 * 2, passes + 1, passes), "20 steps of 50, with guidance; a twin for every mask"
+
+
+def test_a_perfect_twin_of_a_good_image_is_its_round_trip_and_of_a_damaged_one_finds_the_damage():
+    from fsad_lib.anomalysd.detector import AnomalySD, Category, Settings
+    from fsad_lib.foundation.inpainting import load_inpainting
+    from fsad_lib.foundation.miniatures.inspect import pairs
+    from fsad_lib.foundation.perceptual import load_lpips
+
+    limit, mini = load("repainting_limit"), FOLDER.parent / "data/models/mini"
+    model = load_inpainting(mini / "diffusion", load_clip(mini / "clip"))
+    settings = Settings(strength=0.6, scales=(2,), alpha=0.0, num_inference_steps=2, merged=True, packed=True)
+    detector = AnomalySD(model, load_lpips(mini / "lpips"), {"nut": Category("A perfect nut.")}, settings)
+    scene = pairs(1, nouns=["nut"])
+    same = limit.maps(detector, scene.good, scene.good, "nut")
+    assert torch.equal(same["perfect"], same["none"]) and not torch.equal(same["its own"], same["none"])
+    found = limit.maps(detector, scene.bad, scene.good, "nut")
+    assert found["perfect"][scene.mask].mean() > 1.1 * found["none"][scene.mask].mean(), "the damage is not in the twin"
+    path = Path("nut/test/good/000.png")
+    assert limit.flawless(path, "nut", scene.good) is scene.good
+    assert limit.flawless(Path("nut/test/stain/001.png"), "nut", scene.good).shape == (1, 3, 128, 128)

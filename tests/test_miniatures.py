@@ -1,6 +1,7 @@
 """The miniatures' captions, batches, training scripts, export, and the questions that are asked of them."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import load_diffusion
 from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
+from fsad_lib.foundation.perceptual import Lpips
 from fsad_lib.profiles import load_profile
 from fsad_lib.runs import project_root
 
@@ -245,13 +247,30 @@ def test_the_vaes_quality_counts_colour():
 def test_a_decoder_trained_alone_leaves_every_latent_as_it_was(scripts, tmp_path):
     first = AutoencoderKL(**TINY_VAE)
     first.save_pretrained(tmp_path / "start")
-    step = ("--steps", 1, "--batch", 2, "--side", 32, "--decoder-only", "--perceptual", 0.5, "--mini", project_root() / "data/models/mini")
+    step = ("--steps", 1, "--batch", 2, "--side", 32, "--decoder-only", "--perceptual", 0.5, "--perceptual-side", 48, "--mini", project_root() / "data/models/mini")
     scripts(train_vae, tmp_path / "vae", *step, "--start", tmp_path / "start")
     after = torch.load(tmp_path / "vae/checkpoint.pt", weights_only=True)["model"]
     moved = {name for name, value in first.state_dict().items() if not torch.equal(value, after[name])}
     assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
     with pytest.raises(FsadError, match="--start"):
         scripts(train_vae, tmp_path / "none", *step)
+    shutil.copytree(tmp_path / "start", tmp_path / "mini/diffusion/vae")
+    scripts(train_vae, tmp_path / "vae", "--export", "--mini", tmp_path / "mini")
+    shipped = AutoencoderKL.from_pretrained(tmp_path / "mini/diffusion/vae", torch_dtype=torch.float32)
+    assert dict(shipped.config) | {"_name_or_path": ""} == dict(AutoencoderKL.from_pretrained(tmp_path / "start").config) | {"_name_or_path": ""}
+    for name, value in shipped.state_dict().items():
+        torch.testing.assert_close(value, after[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("side", [None, 48])
+def test_lpips_sees_images_of_the_side_asked_for(side, scripts, tmp_path, monkeypatch):
+    AutoencoderKL(**TINY_VAE).save_pretrained(tmp_path / "start")
+    seen, distance = [], Lpips.distance
+    monkeypatch.setattr(Lpips, "distance", lambda self, x, y: seen.extend([x.shape[-1], y.shape[-1]]) or distance(self, x, y))
+    more = ("--perceptual-side", side) if side else ()
+    mini = project_root() / "data/models/mini"
+    scripts(train_vae, tmp_path / "vae", "--steps", 1, "--batch", 2, "--side", 32, "--perceptual", 0.5, "--mini", mini, "--start", tmp_path / "start", *more)
+    assert seen == [side or 32] * 2
 
 
 def test_the_unets_training_says_what_it_starts_from(scripts, tmp_path, capsys):

@@ -139,6 +139,9 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     assert shipped.unet.config.in_channels == 9 and list(shipped.unet.config.block_out_channels) == [16, 24]
     with pytest.raises(FsadError, match="asked for are"):
         train(tmp_path / "b", "--channels", 16, 16)
+    again = train(tmp_path / "c", "--start", folder / "unet_inpainting", "--lr", 0)
+    for name, value in shipped.unet.state_dict().items():
+        torch.testing.assert_close(again[name], value, atol=1e-4, rtol=1e-3, msg=f"{name}: training goes on from what was exported")
     exported = load_inpainting(t.export_paper_layout(mini, tmp_path / "paper"))
     x, m = tiny.images(1), tiny.masks(1)
     noise = torch.randn(1, 4, 16, 16, generator=generator(0))

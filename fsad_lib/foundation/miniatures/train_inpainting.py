@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...anomalysd.prompts import hierarchy, training_prompts
@@ -247,6 +247,7 @@ def main() -> None:
     parser = training_parser(__doc__, steps=3000, lr=5e-4, every=200, pool=False)
     parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/ and diffusion/")
     parser.add_argument("--export", action="store_true", help="write the trained U-Net into --mini and stop")
+    parser.add_argument("--start", type=Path, help="an exported inpainting U-Net (data/models/mini/diffusion/unet_inpainting) to start from")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS), help="width of the U-Net's levels")
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
@@ -269,6 +270,8 @@ def main() -> None:
     model = load_start(args.mini, args.device, args.channels)
     model.amp = torch.bfloat16 if args.amp == "bfloat16" else None
     batches = Batches(args.pool, args.out, model, args.chunks, args.batch, args.variants)
+    if args.start:
+        model.unet.load_state_dict(load_file(args.start / "diffusion_pytorch_model.safetensors"))
     unet = model.unet.train().requires_grad_(True)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 
 from ...errors import FsadError
+from ...runs import replacing
 from ..perceptual import load_lpips
 from .options import training_parser
 from .pool import GRID, open_pool
@@ -78,17 +80,33 @@ def quality(vae: AutoencoderKL, images, cells: np.ndarray, n: int = 48) -> dict[
     return {"psnr": -10 * math.log10(mse), "contrast_kept": float(after.sum() / before.sum()), "contrast_projected": float(signed), "colour": float(colour)}
 
 
+def export(training: Path, mini: Path) -> Path:
+    """Write a training that went on from ``mini``/diffusion/vae back there, float16; its config, the latents' scale in it, stays."""
+    state = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
+    target = mini / "diffusion/vae/diffusion_pytorch_model.safetensors"
+    with replacing(target) as temporary:
+        save_file({k: v.half().contiguous() for k, v in state.items()}, temporary, {"format": "pt"})
+    return target
+
+
 def main() -> None:
-    parser = training_parser(__doc__, steps=8000, lr=1e-3, every=500)
+    parser = training_parser(__doc__, steps=8000, lr=1e-3, every=500, pool=False)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--defect-weight", type=float, default=1.0)
     parser.add_argument("--colour-weight", type=float, default=2.0)
     parser.add_argument("--decoder-only", action="store_true", help="leave the encoder, and with it every latent, as --start has it")
     parser.add_argument("--perceptual", type=float, default=0.0, metavar="WEIGHT", help="of LPIPS, read from --mini")
-    parser.add_argument("--mini", type=Path, default=Path("data/models/mini"), help="the shipped miniatures: lpips/ is read")
+    parser.add_argument("--perceptual-side", type=int, metavar="PIXELS", help="images are enlarged to this side for LPIPS, as AnomalySD's D does; default: not at all")
+    parser.add_argument("--mini", type=Path, default=Path("data/models/mini"), help="the shipped miniatures: lpips/ is read, --export writes diffusion/vae/")
     parser.add_argument("--start", type=Path, help="an exported VAE (data/models/mini/diffusion/vae) to start from")
+    parser.add_argument("--export", action="store_true", help="write the trained VAE into --mini and stop")
     args = parser.parse_args()
+    if args.export:
+        print(export(args.out, args.mini))
+        return
+    if args.pool is None:
+        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -123,7 +141,9 @@ def main() -> None:
         loss = (weight * ((y - x).abs() + (y - x) ** 2)).mean() + edges + args.colour_weight * colours + 1e-4 * kl
         if lpips:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
-                loss = loss + args.perceptual * lpips.distance(y / 2 + 0.5, x / 2 + 0.5).float().mean()
+                side = args.perceptual_side or args.side
+                pair = [F.interpolate(a / 2 + 0.5, (side, side), mode="bicubic", align_corners=False) for a in (y, x)]
+                loss = loss + args.perceptual * lpips.distance(*pair).float().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
