@@ -12,6 +12,7 @@ from fake_runs import auroc, fake_run
 
 from fsad_lib import datasets, tables
 from fsad_lib.errors import FsadError
+from fsad_lib.runs import project_root
 from fsad_lib.tables import _rows
 from fsad_lib.tables._claims import _against_chance
 
@@ -353,3 +354,9 @@ def test_wins_handle_ties_and_groups():
     assert _rows._wins([table]).tolist() == [[1, 0.5], [0, 0]]
     assert _rows._wins([table], "seen").tolist() == [[1, 0.5]]
     assert _rows._wins([table], "unseen").tolist() == [[0, 0]]
+
+
+def test_the_written_latex_tables_are_plain_ascii():
+    """Every LaTeX reads them, whatever its input encoding."""
+    paths = sorted((project_root() / "figures").glob("*.tex"))
+    assert len(paths) > 10 and [p.name for p in paths if not p.read_text(encoding="utf-8").isascii()] == []

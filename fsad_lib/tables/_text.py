@@ -110,7 +110,7 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
-    "τ": r"$\tau$", "α": r"$\alpha$", "γ": r"$\gamma$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "|": r"\textbar{}",
+    "τ": r"$\tau$", "α": r"$\alpha$", "γ": r"$\gamma$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "∞": r"$\infty$", "|": r"\textbar{}",
 }  # fmt: skip
 _SYMBOLS = {r"ADP\_l": r"ADP$_\ell$", r"c\_n": "$c_n$", r"c\_a": "$c_a$"}
 
@@ -119,6 +119,8 @@ def latex_escape(text: object) -> str:
     r"""
     >>> latex_escape("50 % of c_n & ADP_l")
     '50 \\% of $c_n$ \\& ADP$_\\ell$'
+    >>> latex_escape("∞: equal images")
+    '$\\infty$: equal images'
     """
     out = "".join(_LATEX.get(ch, ch) for ch in str(text))
     for plain, symbol in _SYMBOLS.items():

@@ -45,7 +45,7 @@ CAPTIONS = {
     "figure1_one_product": "**Figure 1.** One product and every detector that was run on it, in each arm: mean over seeds (small dots: each seed); the 95 % interval is over test "
     "images, where a run's predictions are at hand. The paper shows its own gain on metal nut; here it is the product with most detectors.",
     "figure2_generators": "**Figure 2.** One shot and what other generators make of its name: VQGAN-CLIP driven by the word alone, the naive, the worst and the best prompt, a diffusion "
-    "model that edits the shot, and TGVIG. Web image, Midjourney and DALL-E are closed and not shown.",
+    "model that edits the shot, and TGVIG. A web image and those of Midjourney and DALL-E are not made here and not shown.",
     "figure3_overview": "**Figure 3.** The method in one picture, drawn from the products of one run: related words make prompts and CLIP ranks them; images are drawn from the shot's own "
     "latents, updated and scored; the detector learns from the shot with each arm's additions. Three images of each set are shown.",
     "figure4_gains": "**Figure 4, top.** What the generated images gain over each control: the paired difference in image AUROC, with its 95 % interval over products (seeds averaged first; "
@@ -331,7 +331,7 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     figure = plt.figure(figsize=(12, 5.6))
     figure.text(0.012, 0.965, "TGVIG: a prompt chooses among images drawn from the shots' own latents", fontsize=13, fontweight="bold", va="center")
     figure.text(0.012, 0.925, subtitle or "real products of one run", fontsize=9, color="#555555", va="center")
-    grid = figure.add_gridspec(3, 9, left=0.055, right=0.985, top=0.8, bottom=0.09, hspace=0.55, wspace=0.3, width_ratios=(1, 1, 1, 0.35, 1, 1, 1, 1.25, 2))
+    grid = figure.add_gridspec(3, 9, left=0.055, right=0.985, top=0.8, bottom=0.12, hspace=0.55, wspace=0.3, width_ratios=(1, 1, 1, 0.35, 1, 1, 1, 1.25, 2))
     heads = ((0.012, "1  Keywords to a prompt"), (0.385, "2  Variance-aware images, updated and scored"), (0.74, "3  The detector learns from both"))
     for left, head in heads:
         figure.text(left, 0.865, head, fontsize=10.5, fontweight="bold")

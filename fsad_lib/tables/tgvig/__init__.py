@@ -94,7 +94,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
         "Reported: Lee and Choi, arXiv 2403.06247v1, and the tables in the authors' repository; data/reported/tgvig_*.csv holds every "
         "source and inconsistency."
     )
-    closed = "Percent. Web image, Midjourney and DALL-E are closed: put an image into web_image/, midjourney/ or dalle/ of a folder of yours."
+    closed = "Percent. A web image and those of Midjourney and DALL-E are not made here: put an image into web_image/, midjourney/ or dalle/ of a folder of yours."
     notes_of = {name: list(dict.fromkeys(n for n in reported(name, root).note if n)) for name in ("table1", "table2", "table3", "table4", "averages", "gains")}
     main, first, second, third = gains(root, profile), table1(root, profile), quality(root, profile), table3(root, profile, setting)
     if profile == "mini":  # the paper's rows, in blocks of their own

@@ -111,7 +111,8 @@ def _quality_block(table: pd.DataFrame) -> pd.DataFrame:
         head = f"IS ({label.partition('(')[2].rstrip(')')})" if metric == "inception_score" and "proxy" in label else name
         if table[f"{metric}_reported"].notna().any():  # the paper's is a plain Inception Score
             out[f"{name}: Reported"] = table[f"{metric}_reported"].map(lambda v: NONE if pd.isna(v) else f"{v:.2f}")
-        out[f"{head}: Ours"] = [NOT_RUN if not n else "∞" if pd.isna(v) else f"{v:.2f}" for v, n in zip(table[f"{metric}_ours"], table.runs, strict=True)]
+        digits = 2 if metric == "psnr" else 4  # what prompts differ by
+        out[f"{head}: Ours"] = [NOT_RUN if not n else "∞" if pd.isna(v) else f"{v:.{digits}f}" for v, n in zip(table[f"{metric}_ours"], table.runs, strict=True)]
     return out
 
 
