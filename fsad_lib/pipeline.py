@@ -206,6 +206,11 @@ def _describe_notebook(run: runs.Run) -> dict[str, Any]:
     name = run.profile.name if run.profile else ""
     if name:
         described["profile"] = run.profile.model_dump(mode="json")
+        if not run.stage.startswith("5"):  # figures are of runs, which know their models and data
+            described["models"] = runs.model_hashes(run.profile)
+    values = run.params["values"]
+    if {"dataset", "category"} <= values.keys():
+        described["data"] = runs.data_digests(values["dataset"], values["category"], values.get("data_root", ""))
     if run.stage.startswith("5"):
         root, package = runs.project_root(), Path(runs.__file__).parent
         finished = sorted(p for profile in {name, "paper"} for p in (root / "data" / "runs" / profile).glob("*/*/*/*/metrics.json"))

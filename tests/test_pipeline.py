@@ -530,6 +530,23 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     assert not pipeline.execute("50_figures_adp").skipped
 
 
+def test_a_tour_is_repeated_when_its_images_or_models_change(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda path, output, params, run, *_: Path(output).write_text("{}"))
+    notebook(home / "notebooks", "00_tour", PARAMETERS, body="x = 1")
+
+    def skipped():
+        runs.forget_inputs()
+        return pipeline.execute("00_tour", given(home)).skipped
+
+    assert (skipped(), skipped()) == (False, True)
+    Image.new("RGB", (8, 8)).save(home / "mine/part/test/new.png")
+    assert (skipped(), skipped()) == (False, True), "an image was added"
+    (home / "data/models/mini/clip/open_clip_model.safetensors").write_bytes(b"{ }")
+    assert (skipped(), skipped()) == (False, True), "a model was trained again"
+    with pytest.raises(FsadError, match="unknown category 'prat'"):
+        pipeline.execute("00_tour", given(home, category="prat"))
+
+
 def test_a_lost_product_is_made_again_and_the_others_stay(home, monkeypatch):
     made = []
 
