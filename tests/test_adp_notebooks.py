@@ -4,11 +4,14 @@ import shutil
 
 import pytest
 import tiny_models as tiny
+import torch
 from lessons import ROOT, execute, run_cells, tiny_project
 from PIL import Image
 from test_adp_stages import OVERRIDES, write_part
 
 from fsad_lib import runs
+from fsad_lib.adp import figures, stages
+from fsad_lib.adp.pseudo_anomalies import deal
 
 
 def parts(root, name, good=0, holes=0, loose=0):
@@ -38,8 +41,6 @@ def write_project(root):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    from fsad_lib.adp import stages
-
     stages._diffusion.cache_clear()
     yield from tiny_project(tmp_path_factory, write_project, stages)
     stages._diffusion.cache_clear()
@@ -73,3 +74,15 @@ def test_one_pseudo_anomaly_and_a_word_of_no_steps(project):
 
 def test_the_tour_needs_no_good_test_image(project):
     assert "control: one map for all images" in run_cells("00_tour", **given(project, "bad"))[1]
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_an_edit_stands_below_the_shot_that_it_edits(k):
+    shot, prompt = (dealt.tolist() for dealt in deal(8, k, 2))
+    x = torch.arange(float(k)).view(k, 1, 1, 1).expand(-1, 3, 4, 4) / 10  # each shot is as bright as its number says
+    pseudo = stages.Pseudo(x[shot], shot, ["ab"[i] for i in prompt])
+    for sentence in "ab":
+        for row in (figures.told(pseudo, sentence, k), figures.cropped(pseudo, sentence, x, (1.0, 1.0), 0, k)):
+            number = (row[:, 0, 0, 0] * 10).round().tolist()
+            assert all(n in (i, 10) for i, n in enumerate(number)) and number.count(10) == (k // 2 if k == 8 else 0)
+    assert len(figures.told(pseudo, "c", k)) == len(figures.cropped(pseudo, "c", x, (1.0, 1.0), 0, k)) == 0
