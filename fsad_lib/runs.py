@@ -531,9 +531,10 @@ def model_hashes(profile: Any, method: str = "", stage: str = "") -> dict[str, l
     return _models(project_root(), json.dumps(profile.model_dump(mode="json"), sort_keys=True), profile, method, stage)
 
 
-def data_digests(dataset: str, category: str, data_root: str = "") -> list[str]:
-    """Digests of what the images and masks of one category hold, and of the test images' names."""
-    return list(_table(project_root(), dataset, category, data_root)[1:3])
+def data_digests(dataset: str, category: str, data_root: str = "") -> list[list[str]]:
+    """Of one category, or of :data:`ALL`: digests of what the images and masks hold, and of the test images' names."""
+    names = members(min(MULTI_CLASS), dataset, category, data_root)
+    return [list(_table(project_root(), dataset, name, data_root)[1:3]) for name in names]
 
 
 def members(method: str, dataset: str, category: str, data_root: str = "") -> list[str]:

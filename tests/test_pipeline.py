@@ -547,6 +547,17 @@ def test_a_tour_is_repeated_when_its_images_or_models_change(home, monkeypatch):
         pipeline.execute("00_tour", given(home, category="prat"))
 
 
+def test_a_notebook_of_ones_own_may_hold_other_cells_than_python_and_other_data(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda path, output, params, run, *_: Path(output).write_text("{}"))
+    known = 'dataset: str = "iris"  # which\ncategory: str = "all"  # of it\n'
+    for body in ("%%bash\necho hi", "runs?", "if True:\n    %time x = 1"):
+        notebook(home, "mine", known, body=body)
+        assert [pipeline.execute(home / "mine.ipynb").skipped for _ in range(2)] == [False, True], "a changed cell runs"
+    notebook(home, "mine", PARAMETERS, body="x = 1")
+    everything = given(home, category="all")
+    assert [pipeline.execute(home / "mine.ipynb", everything).skipped for _ in range(2)] == [False, True], "one model for all products"
+
+
 def test_a_lost_product_is_made_again_and_the_others_stay(home, monkeypatch):
     made = []
 
