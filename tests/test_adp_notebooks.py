@@ -37,6 +37,7 @@ def write_project(root):
     parts(root, "mixed", good=3, holes=2, loose=2)
     parts(root, "single", loose=1)
     parts(root, "bad", holes=2)
+    parts(root, "many", good=171, holes=1)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,11 @@ def test_one_pseudo_anomaly_and_a_word_of_no_steps(project):
 
 def test_the_tour_needs_no_good_test_image(project):
     assert "control: one map for all images" in run_cells("00_tour", **given(project, "bad"))[1]
+
+
+def test_the_tours_sample_of_many_images_keeps_the_only_defect(project):
+    space, said = run_cells("00_tour", **given(project, "many"))
+    assert space["test"].label.tolist() == [0] * 86 + [1] and "nan" not in said
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])
