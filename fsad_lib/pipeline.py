@@ -201,11 +201,18 @@ class Result:
 
 def _describe_notebook(run: runs.Run) -> dict[str, Any]:
     """Fingerprint ingredients of a notebook that is not one cell of a grid (figures, tours, appendices)."""
-    source = "\n".join(_runnable(_source(cell)) for cell in _cells(run.params["notebook"]))
+    from fsad_lib.datasets import DATASETS
+
+    source = "\n".join(_python(_source(cell)) for cell in _cells(run.params["notebook"]))
     described: dict[str, Any] = {"params": run.params["values"], "code": runs.code_hash(source=source)}
     name = run.profile.name if run.profile else ""
     if name:
         described["profile"] = run.profile.model_dump(mode="json")
+        if not run.stage.startswith("5"):  # figures are of runs, which know their models and data
+            described["models"] = runs.model_hashes(run.profile)
+    values = run.params["values"]
+    if "category" in values and values.get("dataset") in DATASETS:  # else whatever they are, they are none of ours
+        described["data"] = runs.data_digests(values["dataset"], values["category"], values.get("data_root", ""))
     if run.stage.startswith("5"):
         root, package = runs.project_root(), Path(runs.__file__).parent
         finished = sorted(p for profile in {name, "paper"} for p in (root / "data" / "runs" / profile).glob("*/*/*/*/metrics.json"))
@@ -217,9 +224,18 @@ def _describe_notebook(run: runs.Run) -> dict[str, Any]:
     return described
 
 
-def _runnable(source: str) -> str:
-    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-    return "\n".join(lines)
+def _python(source: str) -> str:
+    r"""A cell without its magic lines; as a text where the rest is no Python, such as what follows %%bash.
+
+    >>> _python("%matplotlib inline\nx = 1"), _python("%%bash\necho hi")
+    ('\nx = 1', "'%%bash\\necho hi'")
+    """
+    plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    try:
+        ast.parse(plain)
+    except (SyntaxError, ValueError, RecursionError):
+        return repr(source)
+    return plain
 
 
 def _absolute(data_root: str) -> str:

@@ -526,6 +526,17 @@ def _models(root: Path, dump: str, profile: Any, method: str = "", stage: str = 
     return {section: _tree_hash(profile.path(section), own.get(section, "")) for section in sections(method, profile, stage)}
 
 
+def model_hashes(profile: Any, method: str = "", stage: str = "") -> dict[str, list]:
+    """The files of the checkpoints that a method loads in a stage, with their hashes, by section of the profile."""
+    return _models(project_root(), json.dumps(profile.model_dump(mode="json"), sort_keys=True), profile, method, stage)
+
+
+def data_digests(dataset: str, category: str, data_root: str = "") -> list[list[str]]:
+    """Of one category, or of :data:`ALL`: digests of what the images and masks hold, and of the test images' names."""
+    names = members(min(MULTI_CLASS), dataset, category, data_root)
+    return [list(_table(project_root(), dataset, name, data_root)[1:3]) for name in names]
+
+
 def members(method: str, dataset: str, category: str, data_root: str = "") -> list[str]:
     """The categories behind a run's ``category``: itself, or all of the data set.
 
@@ -855,7 +866,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "identity": {k: v for k, v in i.items() if k != "tag"},
         "params": run.params,
         "profile": resolved,
-        "models": _models(root, json.dumps(dump, sort_keys=True), run.profile, run.method, run.stage),
+        "models": model_hashes(run.profile, run.method, run.stage),
         "data": data[i["category"]] if single else data,
         "shots": shots[i["category"]] if single else shots,
         "code": code_hash(stage_entry(run.stage, run.method)),

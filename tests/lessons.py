@@ -1,4 +1,4 @@
-"""What the tests of AnomalySD's and TGVIG's notebooks share: a project of tiny models, and a notebook run cell by cell."""
+"""What the tests of the methods' notebooks share: a project of tiny models, and a notebook run cell by cell."""
 
 import contextlib
 import io
@@ -33,15 +33,21 @@ def tiny_project(tmp_path_factory, write_project, stages):
     _read_once.cache_clear(), runs.forget_inputs()
 
 
-def execute(name, **given):
-    """All cells but the parameters, which `given` replaces. Returns the recorded metrics and what was printed."""
+def run_cells(name, **given):
+    """All cells but the parameters, which `given` replaces. Returns their names and what was printed."""
     space = {"__name__": "__main__"} | {n: p.default for n, p in pipeline.parameters(ROOT / "notebooks" / f"{name}.ipynb").items()} | given
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for cell in cells(name):
             if "parameters" not in cell.metadata.get("tags", []):
                 exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), space)
+    return space, printed.getvalue()
+
+
+def execute(name, **given):
+    """:func:`run_cells` of a stage. Returns the recorded metrics and what was printed."""
+    space, printed = run_cells(name, **given)
     result = runs.read_json(space["run"].path / "result.json")
     assert result["fingerprint"] == space["run"].fingerprint and result["metrics"]
-    assert "nan" not in printed.getvalue()
-    return result["metrics"], printed.getvalue()
+    assert "nan" not in printed
+    return result["metrics"], printed

@@ -103,19 +103,22 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert datasets.read_image(tmp_path / "keyed.png", 4).min() == 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize(
     "orientation,turn",
     [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270), (8, Image.Transpose.ROTATE_90)],
 )
-def test_exif_rotation_is_applied(tmp_path, rgb, orientation, turn):
+def test_exif_rotation_is_applied(tmp_path, rgb, orientation, turn, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(rgb).save(tmp_path / f"a.{suffix}", exif=exif)
     Image.fromarray(rgb).transpose(turn).save(tmp_path / "b.png")
     assert torch.equal(
-        datasets.read_image(tmp_path / "a.png", 18), datasets.read_image(tmp_path / "b.png", 18)
+        datasets.read_image(tmp_path / f"a.{suffix}", 18), datasets.read_image(tmp_path / "b.png", 18)
     )
-    assert images.image_size(tmp_path / "a.png") == images.image_size(tmp_path / "b.png")
+    assert images.image_size(tmp_path / f"a.{suffix}") == images.image_size(tmp_path / "b.png")
+    Image.new("L", images.image_size(tmp_path / "b.png"), 255).save(tmp_path / "mask.png")
+    assert datasets.read_mask(tmp_path / "mask.png", 18, tmp_path / f"a.{suffix}").all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])

@@ -530,6 +530,34 @@ def test_a_notebook_without_a_cell_of_a_grid(home, monkeypatch):
     assert not pipeline.execute("50_figures_adp").skipped
 
 
+def test_a_tour_is_repeated_when_its_images_or_models_change(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda path, output, params, run, *_: Path(output).write_text("{}"))
+    notebook(home / "notebooks", "00_tour", PARAMETERS, body="x = 1")
+
+    def skipped():
+        runs.forget_inputs()
+        return pipeline.execute("00_tour", given(home)).skipped
+
+    assert (skipped(), skipped()) == (False, True)
+    Image.new("RGB", (8, 8)).save(home / "mine/part/test/new.png")
+    assert (skipped(), skipped()) == (False, True), "an image was added"
+    (home / "data/models/mini/clip/open_clip_model.safetensors").write_bytes(b"{ }")
+    assert (skipped(), skipped()) == (False, True), "a model was trained again"
+    with pytest.raises(FsadError, match="unknown category 'prat'"):
+        pipeline.execute("00_tour", given(home, category="prat"))
+
+
+def test_a_notebook_of_ones_own_may_hold_other_cells_than_python_and_other_data(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "_papermill", lambda path, output, params, run, *_: Path(output).write_text("{}"))
+    known = 'dataset: str = "iris"  # which\ncategory: str = "all"  # of it\n'
+    for body in ("%%bash\necho hi", "runs?", "if True:\n    %time x = 1"):
+        notebook(home, "mine", known, body=body)
+        assert [pipeline.execute(home / "mine.ipynb").skipped for _ in range(2)] == [False, True], "a changed cell runs"
+    notebook(home, "mine", PARAMETERS, body="x = 1")
+    everything = given(home, category="all")
+    assert [pipeline.execute(home / "mine.ipynb", everything).skipped for _ in range(2)] == [False, True], "one model for all products"
+
+
 def test_a_lost_product_is_made_again_and_the_others_stay(home, monkeypatch):
     made = []
 

@@ -42,33 +42,46 @@ WORDS = {"ti": PURPLE, "c_n": GREEN, "c_a": ORANGE, "label": SKY, "object": GREY
 SOFT = "#555555"
 
 
-def told(pseudo: Pseudo, sentence: str) -> torch.Tensor:
-    """The pseudo-anomalies (m, 3, H, W) that were edited towards one sentence, in the order of their shots: with every shot edited, a row to set
-    below the row of shots.
+def told(pseudo: Pseudo, sentence: str, shots: int | None = None) -> torch.Tensor:
+    """The pseudo-anomalies (m, 3, H, W) that were edited towards one sentence, in the order of their shots. With ``shots``, a row to set below the
+    first so many shots, (shots, 3, H, W): one edit of each, white where the sentence edited none; empty where it edited none of them.
 
     >>> from types import SimpleNamespace
-    >>> pseudo = SimpleNamespace(x=torch.arange(4.0).view(4, 1, 1, 1), shot=[0, 1, 1, 0], prompt=["dent", "hole", "dent", "hole"])
-    >>> told(pseudo, "hole").flatten().tolist()
-    [3.0, 1.0]
+    >>> pseudo = SimpleNamespace(x=torch.arange(4.0).view(4, 1, 1, 1), shot=[0, 2, 2, 0], prompt=["dent", "hole", "dent", "hole"])
+    >>> told(pseudo, "hole").flatten().tolist(), told(pseudo, "hole", 3).flatten().tolist()
+    ([3.0, 1.0], [3.0, 1.0, 1.0])
     """
-    return pseudo.x[_told(pseudo, sentence)]
+    return _row([None if j is None else pseudo.x[j] for j in _told(pseudo, sentence, shots)], pseudo.x)
 
 
-def _told(pseudo: Pseudo, sentence: str) -> list[int]:
+def _told(pseudo: Pseudo, sentence: str, shots: int | None) -> list[int | None]:
     rows = [i for i, text in enumerate(pseudo.prompt) if text == sentence]
-    return sorted(rows, key=lambda i: pseudo.shot[i])
+    rows = sorted(rows, key=lambda i: pseudo.shot[i])
+    if shots is None:
+        return rows
+    of = {int(pseudo.shot[i]): i for i in reversed(rows)}  # the first edit of each
+    return [of.get(shot) for shot in range(shots)]
 
 
-def cropped(pseudo: Pseudo, sentence: str, x: torch.Tensor, crop_scale: tuple[float, float], seed: int | str) -> torch.Tensor:
+def _row(images: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    if all(image is None for image in images):
+        return like[:0]
+    return torch.stack([torch.ones_like(like[0]) if image is None else image for image in images])
+
+
+def cropped(
+    pseudo: Pseudo, sentence: str, x: torch.Tensor, crop_scale: tuple[float, float], seed: int | str, shots: int | None = None
+) -> torch.Tensor:
     """The control of :func:`told`: the shots x (K, 3, H, W) that were edited towards the sentence, unedited, each in its edit's own crop, (m, 3, H, W).
 
     >>> from types import SimpleNamespace
     >>> pseudo = SimpleNamespace(x=torch.rand(4, 3, 8, 8), shot=[0, 1, 1, 0], prompt=["dent", "hole", "dent", "hole"])
-    >>> shots = torch.rand(2, 3, 8, 8)
-    >>> cropped(pseudo, "hole", shots, (1.0, 1.0), seed=0).equal(shots)
+    >>> x = torch.rand(2, 3, 8, 8)
+    >>> cropped(pseudo, "hole", x, (1.0, 1.0), seed=0).equal(x)
     True
     """
-    return torch.cat([resize_and_crop(x[pseudo.shot[j]][None], crop_scale, seed, first_index=j) for j in _told(pseudo, sentence)])
+    rows = _told(pseudo, sentence, shots)
+    return _row([None if j is None else resize_and_crop(x[pseudo.shot[j]][None], crop_scale, seed, first_index=j)[0] for j in rows], x)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

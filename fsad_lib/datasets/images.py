@@ -271,9 +271,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with _opened(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            if not turned or image.format != "TIFF":  # of a turned TIFF some versions of Pillow give the displayed size, some the stored one
+                return image.size[::-1] if turned else image.size
     except Exception:
-        return open_image(path).size  # the full read gives the proper error
+        pass
+    return open_image(path).size  # the full read, which also gives the proper error
 
 
 def read_masks(table: pd.DataFrame, size: int) -> Tensor:
