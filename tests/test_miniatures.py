@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from fsad_lib.anomalysd.stages import load_models
 from fsad_lib.datasets import minifab
 from fsad_lib.datasets.minifab import defects
 from fsad_lib.datasets.minifab.designs import NOUNS
@@ -22,7 +23,7 @@ from fsad_lib.foundation.clip import CLIP, load_clip
 from fsad_lib.foundation.diffusion import load_diffusion
 from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.miniatures import captions, export, inspect, pool, train_clip, train_unet, train_vae
-from fsad_lib.foundation.perceptual import Lpips
+from fsad_lib.foundation.perceptual import Lpips, load_lpips
 from fsad_lib.profiles import load_profile
 from fsad_lib.runs import project_root
 
@@ -330,6 +331,16 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(scripts, tmp_path, m
     whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"] for name in ("whole", "cut"))
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_decoder_trained_with_lpips_reads_the_same_latents_better():
+    scenes = inspect.pairs(1, nouns=["gear", "nut", "plate", "mesh"])
+    lpips = load_lpips(project_root() / "data/models/mini/lpips")
+    first, second = (load_models(load_profile("mini", f"inpainting.checkpoint={folder}/diffusion"))[0] for folder in ("../mini", "../mini_lpips"))
+    z = first.posterior(scenes.good)[0]
+    assert torch.equal(z, second.posterior(scenes.good)[0])
+    old, new = (lpips.distance(model.decode(z), scenes.good) for model in (first, second))
+    assert (new < 0.8 * old).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inspect
