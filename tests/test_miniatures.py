@@ -263,6 +263,25 @@ def test_a_decoder_trained_alone_leaves_every_latent_as_it_was(scripts, tmp_path
         torch.testing.assert_close(value, after[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+def test_an_anchor_keeps_the_latents_near_where_they_were(scripts, tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(**TINY_VAE).save_pretrained(tmp_path / "start")
+    first = AutoencoderKL.from_pretrained(tmp_path / "start")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+
+    def moved(name, *words):
+        scripts(train_vae, tmp_path / name, "--steps", 30, "--batch", 2, "--side", 32, "--lr", 3e-3, "--start", tmp_path / "start", *words)
+        now = AutoencoderKL(**TINY_VAE)
+        now.load_state_dict(torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"])
+        with torch.no_grad():
+            return float((now.encode(x).latent_dist.mean - first.encode(x).latent_dist.mean).square().mean())
+
+    free, anchored = moved("free"), moved("anchored", "--anchor", 1000)
+    assert 0 < anchored < 0.3 * free
+    with pytest.raises(FsadError, match="--start"):
+        scripts(train_vae, tmp_path / "none", "--steps", 1, "--anchor", 1)
+
+
 @pytest.mark.parametrize("side", [None, 48])
 def test_lpips_sees_images_of_the_side_asked_for(side, scripts, tmp_path, monkeypatch):
     AutoencoderKL(**TINY_VAE).save_pretrained(tmp_path / "start")

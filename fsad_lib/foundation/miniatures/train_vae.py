@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--defect-weight", type=float, default=1.0)
     parser.add_argument("--colour-weight", type=float, default=2.0)
     parser.add_argument("--decoder-only", action="store_true", help="leave the encoder, and with it every latent, as --start has it")
-    parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of the latents' distance to those of --start, in standard deviations of its posterior")
+    parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of the latents' distance to those of --start, in standard deviations of its posterior, channel by channel")
     parser.add_argument("--perceptual", type=float, default=0.0, metavar="WEIGHT", help="of LPIPS, read from --mini")
     parser.add_argument("--perceptual-side", type=int, metavar="PIXELS", help="images are enlarged to this side for LPIPS, as AnomalySD's D does; default: not at all")
     parser.add_argument("--mini", type=Path, default=Path("data/models/mini"), help="the shipped miniatures: lpips/ is read, --export writes diffusion/vae/")
@@ -146,7 +146,8 @@ def main() -> None:
         if anchor:
             with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
                 before = anchor.encode(x).latent_dist
-            loss = loss + args.anchor * ((posterior.mean - before.mean).float() / before.std.float()).square().mean()
+            scale = before.std.float().mean((0, 2, 3), keepdim=True)  # a channel's: a cell's own can be next to nothing
+            loss = loss + args.anchor * ((posterior.mean - before.mean).float() / scale).square().mean()
         if lpips:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
                 side = args.perceptual_side or args.side
