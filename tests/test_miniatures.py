@@ -352,6 +352,11 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(scripts, tmp_path, m
         torch.testing.assert_close(cut[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_no_shipped_configuration_names_a_place_on_a_disk():
+    paths = sorted((project_root() / "data/models").glob("mini*/**/*.json"))
+    assert len(paths) > 10 and [p.name for p in paths if '": "/' in p.read_text(encoding="utf-8")] == []
+
+
 def test_the_decoder_trained_with_lpips_reads_the_same_latents_better():
     scenes = inspect.pairs(1, nouns=["gear", "nut", "plate", "mesh"])
     lpips = load_lpips(project_root() / "data/models/mini/lpips")

@@ -136,6 +136,7 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     train(tmp_path / "a", "--export")
     shipped = load_inpainting(folder, clip=tiny_models.clip())
+    assert str(tmp_path) not in (folder / "unet_inpainting/config.json").read_text(), "where the training lay is nobody's concern"
     assert shipped.unet.config.in_channels == 9 and list(shipped.unet.config.block_out_channels) == [16, 24]
     with pytest.raises(FsadError, match="asked for are"):
         train(tmp_path / "b", "--channels", 16, 16)

@@ -59,7 +59,7 @@ def nine_channels(unet: UNet2DConditionModel, channels: Sequence[int] | None = N
         (9, (16,))
     """
     latent = unet.config.in_channels
-    config = {k: v for k, v in unet.config.items() if k != "_use_default_values"}  # with it, from_config puts defaults back
+    config = {k: v for k, v in unet.config.items() if k not in ("_use_default_values", "_name_or_path")}  # the first puts defaults back, the second says where the source lay
     config |= {"in_channels": 2 * latent + 1}
     if channels is not None:
         config |= {"block_out_channels": tuple(channels), "attention_head_dim": tuple(max(1, c // HEAD_WIDTH) for c in channels)}
