@@ -1,6 +1,6 @@
 """How far AnomalySD could get with the shipped miniatures: what perfect repainting would score, on the development designs.
 
-    python benchmarks/repainting_limit.py --images 14
+    python benchmarks/repainting_limit.py --images 40
 
 Every defective test image of MiniFab is a scene that can be drawn again without its defect. That photograph, encoded and decoded as a twin
 is, stands in for what the U-Net paints under each mask; of a good image it is the image itself. Three image AUROC / pixel AUROC for each
@@ -49,11 +49,11 @@ def maps(detector: AnomalySD, x: Tensor, twin: Tensor, category: str) -> dict[st
     return {name: detector.maps(x, torch.where(m, y, x), passes)["map"] for name, y in drawn.items()}
 
 
-def judge(overrides: str, images: int | None, categories: list[str] | None = None) -> pd.DataFrame:
+def judge(overrides: str, images: int | None) -> pd.DataFrame:
     """One row for each category: image and pixel AUROC of each repainting."""
     run, rows = open_run("41_evaluate", "anomalysd", profile="mini", dataset="minifab_dev", category="all", shots=1, seed=0, overrides=overrides), []
     detector, test = stages.build_detector(run), run.table().query("split == 'test'")
-    for category in categories or run.categories:
+    for category in run.categories:
         chosen = sample(test[test.category == category], images)
         masks, size = np.asarray(datasets.read_masks(chosen, detector.model.image_size)), detector.model.image_size
         found = []
