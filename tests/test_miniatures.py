@@ -226,6 +226,16 @@ def scripts(monkeypatch, small_pool):
     return call
 
 
+def test_recolouring_leaves_shapes_and_range_and_the_share_asked_for():
+    x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = train_vae.recolour(x, np.random.default_rng(0), 0.4)
+    changed = (y != x).flatten(1).any(1)
+    assert y.shape == x.shape and y.abs().max() <= 1 and 0.3 < changed.float().mean() < 0.5
+    grey = (y[changed].amax(1) == y[changed].amin(1)).flatten(1).all(1)
+    assert 0.25 < grey.float().mean() < 0.55
+    assert torch.equal(train_vae.recolour(x, np.random.default_rng(0), 0.0), x)
+
+
 def test_the_vaes_quality_counts_colour():
     class Plain:
         """Encodes nothing; decodes to the picture itself, or to its grey mean."""

@@ -113,6 +113,28 @@ def test_the_loss_weighs_what_is_repainted(pool, tmp_path):
     assert torch.allclose(t.masked_loss(model, z, text, steps, eps, m_z, z_masked, 0.0), error[m_z[:, 0] > 0].mean(), rtol=1e-4)
 
 
+def test_min_snr_counts_the_error_of_the_image(pool, tmp_path):
+    model = tiny.model()
+    z, eps, _, m_z, z_masked, text = t.Batches(pool, tmp_path, model, None, 8)(0)
+    for step in (10, 900):  # signal far above the noise, and far below
+        steps = torch.full((8,), step)
+        a = model.alphas_cumprod[step]
+        z_t = a.sqrt() * z + (1 - a).sqrt() * eps
+        prediction = model.predict(z_t, steps, m_z, z_masked, text)
+        x0 = (z_t - (1 - a).sqrt() * prediction) / a.sqrt() if model.prediction_type == "epsilon" else a.sqrt() * z_t - (1 - a).sqrt() * prediction
+        expected = min(float(a / (1 - a)), 1) * (x0 - z).square().mean()
+        torch.testing.assert_close(t.masked_loss(model, z, text, steps, eps, m_z, z_masked, 1.0, min_snr=1.0), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_timesteps_asked_more_often_lie_where_they_should(pool, tmp_path):
+    model = tiny.model()
+    usual, focused, never = (t.Batches(pool, tmp_path, model, None, 400, focus=focus)(0)[2] for focus in (None, (0.2, 0.4, 0.9), (0.2, 0.4, 0.0)))
+    low, high = 0.2 * model.num_train_timesteps, 0.4 * model.num_train_timesteps
+    share = lambda steps: float(((steps >= low) & (steps < high)).float().mean())  # noqa: E731
+    assert 0.12 < share(usual) < 0.28 and share(focused) > 0.85
+    assert torch.equal(usual, never) and focused.max() > high, "the others still lie anywhere"
+
+
 def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     """The command itself, on a tiny model in the shipped layout."""
     model = tiny.model()
@@ -140,6 +162,9 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     assert shipped.unet.config.in_channels == 9 and list(shipped.unet.config.block_out_channels) == [16, 24]
     with pytest.raises(FsadError, match="asked for are"):
         train(tmp_path / "b", "--channels", 16, 16)
+    for wrong in (["--focus", 0.5, 0.2, 0.5], ["--focus", 0.1, 0.2, 2], ["--min-snr", 0]):
+        with pytest.raises(SystemExit):
+            train(tmp_path / "b", *wrong)
     again = train(tmp_path / "c", "--start", folder / "unet_inpainting", "--lr", 0)
     for name, value in shipped.unet.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-4, rtol=1e-3, msg=f"{name}: training goes on from what was exported")

@@ -165,7 +165,8 @@ def cache_masked(folder: Path, images: list[np.ndarray], model: Inpainting, chun
 class Batches:
     """Random batches; the step number alone decides what is drawn."""
 
-    def __init__(self, pool: Path, folder: Path, model: Inpainting, chunks: int | None, batch: int, variants: int = 2):
+    def __init__(self, pool: Path, folder: Path, model: Inpainting, chunks: int | None, batch: int, variants: int = 2, focus: tuple[float, float, float] | None = None):
+        self.focus = focus
         self.images, self.labels, _ = open_pool(pool)
         # evenly spread over the pool, whose parts were made with different settings
         self.chunks = sorted({int(i) for i in np.linspace(0, len(self.images) - 1, min(chunks or len(self.images), len(self.images)))})
@@ -190,18 +191,29 @@ class Batches:
             captions.append(caption(rng, NOUNS[noun], COLOUR_NAMES[colour]))
         z, m_z, z_masked = (torch.stack(part).to(model.device) for part in (z, m_z, z_masked))
         eps = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32)).to(z)
-        t = torch.from_numpy(rng.integers(0, model.num_train_timesteps, self.batch)).to(z.device)
+        t = rng.integers(0, model.num_train_timesteps, self.batch)
+        if self.focus:  # these shares of the schedule are asked more often
+            low, high, share = self.focus
+            within = rng.integers(int(low * model.num_train_timesteps), int(high * model.num_train_timesteps), self.batch)
+            t = np.where(rng.random(self.batch) < share, within, t)
+        t = torch.from_numpy(t).to(z.device)
         with torch.no_grad():
             text = model.encode_prompt(captions)
         return z, eps, t, m_z, z_masked, text
 
 
-def masked_loss(model: Inpainting, z, text, t, eps, m_z, z_masked, outside: float) -> torch.Tensor:
-    """The denoising loss, where a cell that is not repainted counts `outside` as much as one that is (1: the usual loss)."""
+def masked_loss(model: Inpainting, z, text, t, eps, m_z, z_masked, outside: float, min_snr: float | None = None) -> torch.Tensor:
+    """The denoising loss, where a cell that is not repainted counts `outside` as much as one that is (1: the usual loss).
+
+    `min_snr`: the error of the image, in place of the noise's, with weight min(SNR, min_snr), SNR = abar_t / (1 - abar_t) (Hang et al. 2023, min-SNR
+    weighting): the grain of the last steps, which nobody can predict, then counts little."""
     a = model.alphas_cumprod[t].view(-1, 1, 1, 1)
     target = eps if model.prediction_type == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * z
     error = (model.predict(a.sqrt() * z + (1 - a).sqrt() * eps, t, m_z, z_masked, text) - target).square()
     weight = (m_z + outside * (1 - m_z)).expand_as(error)
+    if min_snr is not None:
+        snr = a / (1 - a)
+        error = error * snr.clamp(max=min_snr) / (snr if model.prediction_type == "epsilon" else snr + 1)
     return (weight * error).sum() / weight.sum()
 
 
@@ -253,7 +265,13 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")
     parser.add_argument("--variants", type=int, default=2, help="masks of every photograph")
     parser.add_argument("--outside-weight", type=float, default=0.2, help="weight of the cells that are not repainted")
+    parser.add_argument("--min-snr", type=float, help="min-SNR weighting of the loss over timesteps; default: all alike")
+    parser.add_argument("--focus", type=float, nargs=3, metavar=("LOW", "HIGH", "SHARE"), help="draw SHARE of the timesteps between these parts of the schedule, those that AnomalySD's strength asks")
     args = parser.parse_args()
+    if args.focus and not (0 <= args.focus[0] < args.focus[1] <= 1 and 0 <= args.focus[2] <= 1):
+        parser.error(f"--focus {args.focus}: LOW < HIGH and SHARE lie within 0 and 1.")
+    if args.min_snr is not None and args.min_snr <= 0:
+        parser.error(f"--min-snr {args.min_snr}: a number above 0.")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.export:
@@ -269,7 +287,7 @@ def main() -> None:
         raise FsadError(f"{checkpoint} holds a U-Net of the channels {state['channels']}, asked for are {args.channels}; give another --out.")
     model = load_start(args.mini, args.device, args.channels)
     model.amp = torch.bfloat16 if args.amp == "bfloat16" else None
-    batches = Batches(args.pool, args.out, model, args.chunks, args.batch, args.variants)
+    batches = Batches(args.pool, args.out, model, args.chunks, args.batch, args.variants, args.focus)
     if args.start:
         model.unet.load_state_dict(load_file(args.start / "diffusion_pytorch_model.safetensors"))
     unet = model.unet.train().requires_grad_(True)
@@ -286,7 +304,7 @@ def main() -> None:
         z, eps, t, m_z, z_masked, text = batches(step)
         # on a CPU the plain attention is the one whose backward pass is fast
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
-            loss = masked_loss(model, z, text, t, eps, m_z, z_masked, args.outside_weight)
+            loss = masked_loss(model, z, text, t, eps, m_z, z_masked, args.outside_weight, args.min_snr)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -52,6 +52,18 @@ def crops(images, cells: np.ndarray, rng: np.random.Generator, batch: int, side:
     return (x.flip(3), m.flip(3)) if rng.random() < 0.5 else (x, m)
 
 
+def recolour(x: torch.Tensor, rng: np.random.Generator, share: float) -> torch.Tensor:
+    """Every image of x (B, 3, H, W) in [-1, 1] in other colours with probability `share`: grey or its channels changed about, and all brighter or
+    darker with more or less contrast, within [-1, 1]. MiniFab's paints and lamp are few; a user's photographs have others."""
+    out = x.clone()
+    for image in out:
+        if rng.random() >= share:
+            continue
+        image.copy_(image.mean(0, keepdim=True).expand_as(image) if rng.random() < 0.4 else image[torch.from_numpy(rng.permutation(3))])
+        image.mul_(rng.uniform(0.5, 1.2)).add_(rng.uniform(-0.5, 0.3)).clamp_(-1, 1)
+    return out
+
+
 def gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Horizontal and vertical differences."""
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
@@ -95,6 +107,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--defect-weight", type=float, default=1.0)
     parser.add_argument("--colour-weight", type=float, default=2.0)
+    parser.add_argument("--recolour", type=float, default=0.0, metavar="SHARE", help="of the images that are shown in other colours or in grey")
     parser.add_argument("--decoder-only", action="store_true", help="leave the encoder, and with it every latent, as --start has it")
     parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of the latents' distance to those of --start, in standard deviations of its posterior, channel by channel")
     parser.add_argument("--perceptual", type=float, default=0.0, metavar="WEIGHT", help="of LPIPS, read from --mini")
@@ -134,7 +147,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         rng = np.random.default_rng([1, step])
-        x, defect = (a.to(args.device) for a in crops(images, cells, rng, args.batch, args.side))
+        x, defect = crops(images, cells, rng, args.batch, args.side)
+        x, defect = recolour(x, rng, args.recolour).to(args.device), defect.to(args.device)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
