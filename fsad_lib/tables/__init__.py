@@ -85,7 +85,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
 
 def write_claims(table: pd.DataFrame, name: str, folder: str | Path) -> list[Path]:
     """Write :func:`claims`; for reading, the rules and the contradictions stand below the table."""
-    notes = ["Differences in percent points of image AUROC with 95 % intervals. \"Holds?\" is judged by fixed rules:"]
+    notes = ["Differences in percent points of image AUROC with 95 % intervals over categories (seeds averaged first), or over images where there is one category, which says nothing of other seeds. \"Holds?\" is judged by fixed rules:"]
     for rule, group in table.groupby("Holds if", sort=False):
         notes.append(f"{'; '.join(dict.fromkeys(group['Claim']))}: holds if {rule}.")
     notes.append(
