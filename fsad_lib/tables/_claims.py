@@ -18,7 +18,7 @@ from fsad_lib.tables._rows import (
 from fsad_lib.tables._text import interval, number, verdict
 
 RULES = {
-    "gain": "the difference is above 0, and so is its whole 95 % interval",
+    "gain": "the difference is above 0, and so is its whole 95 % interval and, where there is one category, every seed's difference",
     "widens": "the difference at the most shots exceeds the one at the fewest, interval above 0",
     "order": "each step of the order is above 0 with its whole interval",
     "each": "at least as good in every category",

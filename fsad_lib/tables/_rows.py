@@ -74,6 +74,7 @@ PROTOCOLS = {
 COLUMNS = [
     "profile", "dataset", "category", "unit", "shots", "seed", "tag", "method", "part", "group", *METRICS, LOCO_METRIC, "n", "folder",
 ]  # fmt: skip
+CELL = ["dataset", "category", "shots", "seed", "tag"]  # what one row of a grid is
 
 
 
@@ -372,7 +373,7 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
 
     Seeds are averaged first; the interval resamples categories, or images where there is one category (of the groups "all", "seen" and "unseen",
     which predictions tell apart).
-    Returns mean, low, high, per_category (Series), or None when they share nothing.
+    Returns mean, low, high, per_category (Series) and, where there is one category, per_seed (Series); None when they share nothing.
     """
     index = ["category", "seed"]
     a = left[left.group == group].set_index(index)
@@ -389,4 +390,5 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
         wins = [None] if seeds is None else [_wins(part, group) for part in (seeds[: len(shared)], seeds[len(shared) :])]
         if all(w is not None for w in wins) and metric == "image_auroc" and group in ("all", "seen", "unseen"):
             _, low, high = (100 * v for v in _bootstrap_images(wins[0] - wins[1]))
-    return {"mean": per_category.mean(), "low": low, "high": high, "per_category": per_category}
+    found = {"mean": per_category.mean(), "low": low, "high": high, "per_category": per_category}
+    return found if len(per_category) > 1 else found | {"per_seed": (100 * (a.loc[shared, metric] - b.loc[shared, metric])).groupby("seed").mean()}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
-from fsad_lib.tables._rows import COLUMNS, NONE, NOT_RUN
+from fsad_lib.tables._rows import CELL, COLUMNS, NONE, NOT_RUN
 
 
 def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
@@ -39,12 +39,18 @@ def interval(gap: dict) -> str:
 def verdict(gap: dict) -> str:
     """Whether a difference is above 0 with its whole 95 % interval: yes, no (below 0), unclear.
 
+    An interval over the images of one category knows nothing of other seeds: there every seed must agree as well.
+
     >>> verdict({"mean": 1.0, "low": 0.2, "high": 2.0}), verdict({"mean": 1.0, "low": -0.2, "high": 2.0})
     ('yes', 'unclear')
+    >>> verdict({"mean": 1.0, "low": 0.2, "high": 2.0, "per_seed": pd.Series([4.0, -1.0, 0.0])})
+    'unclear'
     """
     if math.isnan(gap["low"]):
         return "yes, no interval" if gap["mean"] > 0 else "no, no interval"
-    return "yes" if gap["low"] > 0 else "no" if gap["high"] < 0 else "unclear"
+    says = "yes" if gap["low"] > 0 else "no" if gap["high"] < 0 else "unclear"
+    seeds = gap.get("per_seed")
+    return says if seeds is None or (seeds > 0).all() or (seeds < 0).all() else "unclear"
 
 
 def _ours(row) -> str:
@@ -193,8 +199,18 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def write_rows(rows: pd.DataFrame, method: str, profile: str, root: Path) -> Path:
-    """Every collected row into ``data/results/<method>_<profile>.csv`` (metrics in [0, 1], no local paths)."""
+    """Every collected row into ``data/results/<method>_<profile>.csv`` (metrics in [0, 1], no local paths).
+
+    Raises:
+        FsadError: the file there holds more cells than `rows`: a few runs never replace the grid behind the committed tables.
+    """
     path = root / "data" / "results" / f"{method}_{check_name(profile)}.csv"
+    here, there = len(rows[CELL].drop_duplicates()), len(pd.read_csv(path)[CELL].drop_duplicates()) if path.is_file() else 0
+    if here < there:
+        raise FsadError(
+            f"{path.name} holds {there} cells (category, shots, seed, tag), {here} of them are complete on this machine. Run the grid first "
+            f"(python -m fsad_lib grid {method}), give another folder for the tables, or remove {path} to begin anew."
+        )
     with replacing(path) as temporary:
         order = ["dataset", "category", "shots", "seed", "tag", "method", "part", "group"]
         temporary.write_text(to_csv(rows[[c for c in COLUMNS if c != "folder"]].sort_values(order)), encoding="utf-8")

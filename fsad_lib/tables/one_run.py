@@ -11,6 +11,7 @@ import pandas as pd
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import open_run, project_root
 from fsad_lib.tables._rows import (
+    CELL,
     METRICS,
     NONE,
     NOT_RUN,
@@ -276,9 +277,8 @@ def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | No
     stand behind the committed ``data/results/<method>_<profile>.csv``, so that a small run never replaces the full grid's tables."""
     root = Path(root or project_root())
     path = root / "data" / "results" / f"{check_name(method)}_{check_name(profile)}.csv"
-    cell = ["dataset", "category", "shots", "seed", "tag"]
-    here = len(rows[cell].drop_duplicates())
-    there = len(_read_csv(path, path.stat().st_mtime_ns)[cell].drop_duplicates()) if path.is_file() else 0
+    here = len(rows[CELL].drop_duplicates())
+    there = len(_read_csv(path, path.stat().st_mtime_ns)[CELL].drop_duplicates()) if path.is_file() else 0
     if here >= max(there, 1):
         return root / "figures", f"{here} complete cells: tables and figures go to figures/."
     why = f"{here} complete cells here, {there} behind the committed tables" if there else "No complete cell of this profile here"
