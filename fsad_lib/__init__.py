@@ -1,4 +1,4 @@
-"""Few-shot anomaly detection with a personalised text-to-image model and its text encoder."""
+"""Few-shot anomaly detection with text-to-image and vision-language models: ADP, AnomalySD and TGVIG; see README.md."""
 
 import warnings
 

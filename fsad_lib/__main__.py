@@ -74,9 +74,8 @@ def _check_data(args: argparse.Namespace) -> int:
     from fsad_lib.datasets.check import check
 
     report = check(args.path)
-    if report is not None:
-        print(report)
-    return 0 if getattr(report, "ok", True) else 2
+    print(report)
+    return 0 if report.ok else 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -189,7 +188,7 @@ def _figures(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command, that of ``arguments`` or of the process's own command line; returns the exit status."""
     args = _parser().parse_args(arguments)
     commands = {"check-data": _check_data, "run": _run, "grid": _grid, "demo": _demo, "tables": _tables, "figures": _figures}
     from fsad_lib.errors import FsadError

@@ -86,7 +86,7 @@ def image_metrics(label, score, names: Sequence[str] | None = None) -> dict[str,
 
 
 def f1_max(label, score) -> tuple[float, float]:
-    """(the highest F1 over all thresholds `score >= threshold`, that threshold).
+    """(the highest F1 over all thresholds `score >= threshold`, in [0, 1], that threshold) of labels (N,), 0 or 1, and scores (N,).
 
     >>> f1_max([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])
     (0.8, 0.4)
@@ -146,7 +146,13 @@ def pixel_metrics(masks, maps, names: Sequence[str] | None = None) -> dict[str, 
 
 
 def auroc(label, score) -> float:
-    """Area under the ROC curve by ranks, ties counted half; equal to scikit-learn's, and quick for millions of pixels.
+    """Area under the ROC curve by ranks, in [0, 1], ties counted half; equal to scikit-learn's, and quick for millions of pixels.
+
+    Args:
+        label: (N,) bool or 0 and 1. score: (N,) any finite real numbers, higher = more anomalous.
+
+    >>> auroc([0, 1, 1], [0.2, 0.2, 0.9])
+    0.75
 
     Raises:
         FsadError: a score that is not finite, labels other than 0 and 1, only one class, or shapes that are not (N,) and (N,).
@@ -174,7 +180,18 @@ def aupro(masks, maps, limit: float = FPR_LIMIT) -> float:
 
     Args:
         masks: (N, H, W) bool. A region is an 8-connected set of defect pixels in one image.
-        maps: (N, H, W) float.
+        maps: (N, H, W) float, at the masks' resolution.
+        limit: in (0, 1].
+
+    Returns:
+        a number in [0, 1].
+
+    Raises:
+        FsadError: a limit outside (0, 1], shapes that differ, a map that is not finite, or only one kind of pixel.
+
+    >>> m = np.zeros((1, 4, 4), bool); m[0, 0, 0] = m[0, 2:, 2:] = True  # two regions; only the larger one is found
+    >>> round(aupro(m, np.where(np.arange(16).reshape(1, 4, 4) > 9, m, 0) * 1.0), 3)  # overlap 0.5 at no false positive, 0.65 at 30 %
+    0.575
 
     For every threshold, the overlap is the mean over regions of the share of the region's pixels above it, the false
     positive rate the share of normal pixels above it.
@@ -305,6 +322,15 @@ def bootstrap_mean(
     Repeats (seeds) of a category are averaged first: they are not independent, so they do not narrow the interval.
     With a single category there is nothing to resample and the interval is nan; use `bootstrap_auroc` then.
 
+    Args:
+        values_by_category: name -> value, or the values of its seeds; all finite. n: resamples. seed: of the resampling.
+
+    Returns:
+        mean, 2.5 and 97.5 % percentile.
+
+    Raises:
+        FsadError: no category, or a value that is not finite.
+
     >>> [round(v, 3) for v in bootstrap_mean({"nut": [0.7, 0.9], "gear": [0.75, 0.85], "cap": [0.8]})]
     [0.8, 0.8, 0.8]
     """
@@ -330,6 +356,13 @@ def bootstrap_auroc(label, score, n: int = 2_000, seed: int = 0) -> tuple[float,
         label: (N,) 0 or 1.
         score: (N,) of one run, or (S, N) of S runs (seeds) on the same images: the AUROCs are averaged over runs
             within each resample.
+        n: resamples. seed: of the resampling.
+
+    Returns:
+        AUROC, 2.5 and 97.5 % percentile, each in [0, 1].
+
+    Raises:
+        FsadError: see :func:`image_metrics`.
 
     >>> bootstrap_auroc([0, 0, 1, 1], [1, 2, 3, 4], n=10)
     (1.0, 1.0, 1.0)

@@ -30,6 +30,12 @@ class PatchMemory:
         sigma: standard deviation of the Gaussian that smooths the pixel map, in pixels at 256 pixels a side; it
             scales with the size of the map (AnomalyDINO and PatchCore: 4).
 
+    Attributes:
+        shots: number of normal images remembered so far.
+
+    Raises:
+        FsadError: a share outside (0, 1] or a sigma below 0.
+
     Example:
         >>> import timm
         >>> backbone = Backbone(timm.create_model("resnet18"), "resnet18", 64)
@@ -58,7 +64,7 @@ class PatchMemory:
         return F.normalize(torch.cat(maps, dim=1).permute(0, 2, 3, 1), dim=-1)
 
     def add_shots(self, x: Tensor) -> "PatchMemory":
-        """Adds normal images (k, 3, H, W) in [0, 1]; returns itself."""
+        """Adds normal images (k, 3, H, W) in [0, 1], at least one; returns itself."""
         if not len(x):
             raise FsadError("no normal images to remember; give at least one.")
         patches = self.patches(x).flatten(0, 2)
@@ -73,17 +79,21 @@ class PatchMemory:
         return top_share_mean(maps, self.share), maps
 
     def distances(self, patches: Tensor) -> Tensor:
-        """Cosine distance (..., h, w) in [0, 2] of :meth:`patches` (..., h, w, D) to the nearest remembered one."""
+        """Cosine distance (..., h, w) in [0, 2] of :meth:`patches` (..., h, w, D) to the nearest remembered one.
+
+        Raises:
+            FsadError: nothing is remembered yet.
+        """
         if not self.shots:
             raise FsadError("the memory is empty; add normal images with add_shots first.")
         return nearest_cosine_distance(patches, self._patches)
 
     def score(self, x: Tensor) -> Tensor:
-        """Image scores (B,) in [0, 2]: the mean of the most distant 1 % of the patches, at least one patch."""
+        """Image scores (B,) in [0, 2] of images (B, 3, H, W) in [0, 1]: the mean over the ``share`` of most distant patches, at least one patch."""
         return self(x)[0]
 
     def maps(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Patch distances (B, h, w); with ``size``, upsampled (bilinear) and smoothed at (B, size, size)."""
+        """Patch distances (B, h, w) in [0, 2] of images (B, 3, H, W) in [0, 1]; with ``size``, upsampled (bilinear) and smoothed at (B, size, size)."""
         maps = self(x)[1]
         return maps if size is None else self.upsample(maps, size)
 

@@ -5,6 +5,7 @@ a value of the wrong type, a missing checkpoint, a broken data folder, more shot
 """
 
 import ast
+import asyncio
 import contextlib
 import difflib
 import io
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
@@ -25,6 +27,8 @@ from weakref import WeakSet
 
 from fsad_lib import runs
 from fsad_lib.errors import FsadError
+
+# Readers, profiles, tables and papermill are imported where they are used: a refused command and --help answer at once.
 
 IDENTITY = ("profile", "dataset", "category", "shots", "seed")
 STAGES = {
@@ -96,7 +100,8 @@ def parameters(notebook: str | Path) -> dict[str, Parameter]:
 
 
 def parse_parameters(source: str, where: str = "parameters") -> dict[str, Parameter]:
-    """
+    """The parameters that the source of a parameters cell defines; ``where`` begins the message of a FsadError.
+
     >>> parse_parameters("shots: int = 4  # normal images")["shots"]
     Parameter(name='shots', type='int', default=4, help='normal images')
     """
@@ -370,7 +375,7 @@ def _provenance(run: runs.Run, path: Path, given: dict[str, Any], seconds: float
     }
 
 
-def _kernel_manager(threads: int | None):
+def _kernel_manager(threads: int | None) -> type:
     """A kernel manager class whose one kernel is the interpreter that runs this code."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -413,8 +418,6 @@ def _end_kernels() -> None:
 def _papermill(
     path: Path, output: Path, given: dict[str, Any], run: runs.Run, threads: int | None, progress: bool
 ) -> None:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import papermill
@@ -470,7 +473,8 @@ class GridReport:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Seconds in words.
+
     >>> _duration(42), _duration(200), _duration(4000)
     ('42 s', '3 min 20 s', '1 h 06 min')
     """
@@ -494,7 +498,7 @@ def cells(
     data_root: str = "",
     method: str = "adp",
 ) -> list[tuple[str, str]]:
-    """(data set, category) pairs. ``categories`` None means all of each data set, for a multi-class method in one cell,
+    """(data set, category) pairs of a grid. ``categories`` None means all of each data set, for a multi-class method in one cell,
     "all"; names are checked."""
     from fsad_lib import datasets as readers
 
@@ -532,6 +536,9 @@ def grid(
 
     Prints one line a finished stage with an estimate of what remains. A failing cell skips that cell's later stages,
     is reported at the end and does not stop the others. ``jobs`` cells run side by side, sharing the CPU's threads.
+
+    Raises:
+        FsadError: an unknown method, numbers out of range, nothing to run, a missing checkpoint, or no data set that can be read.
     """
     from fsad_lib.profiles import load_profile
 
@@ -555,29 +562,58 @@ def grid(
     for stage in stages:
         notebook_path(stage)
     started, report = time.monotonic(), GridReport()
-    todo: list[tuple[str, dict[str, Any], list[str]]] = []
     say(f"{len(pairs) * len(shots) * len(seeds)} cells of {len(stages)} stages; preparing and checking the data")
     problems = _preflight(load_profile(profile, overrides or None), pairs, data_root, method)
     if None in problems or len(problems) == len(pairs):
         raise FsadError("\n".join(dict.fromkeys(problems.values())))
-    for dataset, category in pairs:
-        if (dataset, category) in problems:
-            report.failed.append((f"{dataset}/{category}", problems[dataset, category]))
+    rest = {"data_root": data_root, "tag": tag, "overrides": overrides}  # a notebook's own defaults do not count
+    every = [
+        {"profile": profile, "dataset": dataset, "category": category, "shots": k, "seed": seed, **rest}
+        for dataset, category in pairs
+        for k in shots
+        for seed in seeds
+    ]
+    todo = _open_cells(every, stages, problems, force, report)
+    _run_cells(todo, stages, profile, jobs, force, say, report)
+    report.seconds = time.monotonic() - started
+    for name, message in report.failed:
+        say(f"FAILED {name}: {message}")
+    return report
+
+
+Cell = tuple[str, dict[str, Any], list[str]]
+"""One cell of a grid that is not complete: its name, its parameters, the stages to run."""
+
+
+def _open_cells(
+    every: Sequence[dict[str, Any]], stages: Sequence[str], problems: dict[tuple[str, str] | None, str], force: bool, report: GridReport
+) -> list[Cell]:
+    """The cells with stages that are not complete; ``report`` counts all stages and the complete ones, and names what cannot be run."""
+    todo: list[Cell] = []
+    for params in every:
+        pair = params["dataset"], params["category"]
+        if pair in problems:
+            failed = ("/".join(pair), problems[pair])
+            if failed not in report.failed:
+                report.failed.append(failed)
             continue
-        for k in shots:
-            for seed in seeds:
-                params = {"profile": profile, "dataset": dataset, "category": category, "shots": k, "seed": seed}
-                params |= {"data_root": data_root, "tag": tag, "overrides": overrides}  # a notebook's own defaults do not count
-                name = f"{dataset}/{category} k={k} seed={seed}"
-                report.total += len(stages)
-                try:
-                    open_stages = [s for s in stages if force or not plan(s, params)[0].complete]
-                except FsadError as error:
-                    report.failed.append((name, str(error)))
-                    continue
-                report.skipped += len(stages) - len(open_stages)
-                if open_stages:
-                    todo.append((name, params, open_stages))
+        name = f"{'/'.join(pair)} k={params['shots']} seed={params['seed']}"
+        report.total += len(stages)
+        try:
+            open_stages = [s for s in stages if force or not plan(s, params)[0].complete]
+        except FsadError as error:
+            report.failed.append((name, str(error)))
+            continue
+        report.skipped += len(stages) - len(open_stages)
+        if open_stages:
+            todo.append((name, params, open_stages))
+    return todo
+
+
+def _run_cells(
+    todo: Sequence[Cell], stages: Sequence[str], profile: str, jobs: int, force: bool, say: Callable[[str], None], report: GridReport
+) -> None:
+    """Run the open stages, ``jobs`` cells side by side, and say what remains; ``report`` is filled in."""
     remaining = {s: sum(s in open_stages for _, _, open_stages in todo) for s in stages}
     expected = {s: expected_seconds(s, profile) for s in stages}
     left = sum(remaining.values())
@@ -589,7 +625,7 @@ def grid(
     threads = max(1, _processors() // jobs) if jobs > 1 else None
     finished, interrupted = 0, Event()
 
-    def work(cell: tuple[str, dict[str, Any], list[str]]) -> None:
+    def work(cell: Cell) -> None:
         nonlocal finished
         name, params, open_stages = cell
         for i, stage in enumerate(open_stages):
@@ -619,27 +655,23 @@ def grid(
     if jobs == 1:
         for cell in todo:
             work(cell)
-    else:
-        with ThreadPool(jobs) as pool:  # its threads end with the process
-            cells_done = pool.map_async(_isolated(work), todo, chunksize=1)
-            try:
-                cells_done.get()
-            except KeyboardInterrupt:
-                interrupted.set()
-                for _ in range(10):  # two seconds for what is being recorded, and for kernels that are just starting
-                    _end_kernels()
-                    cells_done.wait(0.2)
-                raise
-    report.seconds = time.monotonic() - started
-    for name, message in report.failed:
-        say(f"FAILED {name}: {message}")
-    return report
+        return
+    with ThreadPool(jobs) as pool:  # its threads end with the process
+        cells_done = pool.map_async(_isolated(work), todo, chunksize=1)
+        try:
+            cells_done.get()
+        except KeyboardInterrupt:
+            interrupted.set()
+            for _ in range(10):  # two seconds for what is being recorded, and for kernels that are just starting
+                _end_kernels()
+                cells_done.wait(0.2)
+            raise
 
 
 def _isolated(work: Callable[[Any], None]) -> Callable[[Any], None]:
-    def run(cell: Any) -> None:
-        import asyncio
+    """The work with an event loop of its own, which papermill needs in a thread that is not the main one."""
 
+    def run(cell: Any) -> None:
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             asyncio.set_event_loop(loop)
             work(cell)

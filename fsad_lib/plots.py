@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -16,10 +17,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 
+from fsad_lib.datasets import read_image
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
+from fsad_lib.tables import ROWS
+from fsad_lib.tables._text import check_file_name
 
 # Okabe and Ito's palette: distinguishable with every common colour vision
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
@@ -49,7 +55,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorator: the function draws in this project's style, and returns its figure closed."""
 
     @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             figure.set_facecolor("white")
@@ -59,7 +65,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def show_picture(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, width: float = 1.6, **how) -> None:
+def show_picture(ax: Axes, picture: np.ndarray, title: str = "", edge: str | None = None, width: float = 1.6, **how: Any) -> None:
     """A picture (H, W, 3) in [0, 1] or a map (H, W) without axes; ``edge``, ``width``: colour and width of its frame. ``how``: see ``Axes.imshow``."""
     ax.imshow(picture, **how)
     ax.set(xticks=[], yticks=[])
@@ -72,16 +78,15 @@ def show_picture(ax: Axes, picture: np.ndarray, title: str = "", edge: str | Non
 
 def _reads(text: str) -> bool:
     """Whether matplotlib can read the mathematics in a text; a user's name such as "a$\\b$" is drawn as it stands."""
-    from matplotlib.mathtext import MathTextParser
-
     try:
         return all("$" not in line or bool(MathTextParser("path").parse(line)) for line in text.splitlines())
     except ValueError:
         return False
 
 
-def to_pixels(x) -> np.ndarray:
-    """(B, 3, H, W) or (3, H, W), tensor or array in [0, 1] -> (B, H, W, 3) float array.
+def to_pixels(x: Any) -> np.ndarray:
+    """(B, 3, H, W) or (3, H, W), tensor or array in [0, 1], also of one channel -> (B, H, W, 3) float array; FsadError for another shape or pixels
+    that are not finite.
 
     >>> to_pixels(np.zeros((3, 4, 5))).shape
     (1, 4, 5, 3)
@@ -96,20 +101,18 @@ def to_pixels(x) -> np.ndarray:
     return np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
 
 
-def _maps(maps) -> np.ndarray:
+def _maps(maps: Any) -> np.ndarray:
+    """Maps (N, h, w), or one (h, w), tensor or array -> (N, h, w) float array."""
     maps = maps.detach().cpu().float().numpy() if hasattr(maps, "detach") else np.asarray(maps, dtype=float)
     return maps[None] if maps.ndim == 2 else maps
 
-
-def _no_axis(ax) -> None:
-    ax.set_axis_off()
 
 
 # ------------------------------------------------------------------------------------------------------------- images
 
 
 @styled
-def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: float = 1.4, title: str = "") -> Figure:
+def image_grid(x: Any, titles: Sequence[str] | None = None, columns: int = 6, size: float = 1.4, title: str = "") -> Figure:
     """Images (B, 3, H, W) in rows of ``columns``, each with a title (B of them)."""
     pixels = to_pixels(x)
     if titles is not None and len(titles) != len(pixels):
@@ -122,7 +125,7 @@ def image_grid(x, titles: Sequence[str] | None = None, columns: int = 6, size: f
     )  # fmt: skip
     for i, ax in enumerate(axes.flat):
         if i >= len(pixels):
-            _no_axis(ax)
+            ax.set_axis_off()
             continue
         show_picture(ax, pixels[i])
         if titles is not None:
@@ -163,7 +166,7 @@ def heat_range(maps: np.ndarray) -> tuple[float, float]:
 
 
 @styled
-def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, size: float = 1.7, name: str = "anomaly map") -> Figure:
+def heatmap_overlay(x: Any, maps: Any, masks: Any = None, titles: Sequence[str] | None = None, size: float = 1.7, name: str = "anomaly map") -> Figure:
     """Image, heat map over it, and the true defect's outline, one row an image.
 
     Args:
@@ -206,7 +209,7 @@ def heatmap_overlay(x, maps, masks=None, titles: Sequence[str] | None = None, si
 def contact_sheet(
     paths: Sequence[str | Path],
     scores: Sequence[float],
-    maps=None,
+    maps: Any = None,
     labels: Sequence[int] | None = None,
     limit: int = 24,
     size: int = 160,
@@ -219,8 +222,6 @@ def contact_sheet(
     are more images, the lowest few follow so that the contrast is visible. ``names``: what follows rank and score of each image; by default a line with
     its folder and file.
     """
-    from fsad_lib.datasets import read_image
-
     if len(paths) != len(scores):
         raise FsadError(f"Found {len(scores)} scores for {len(paths)} images; expected one for each.")
     order = sorted(range(len(paths)), key=lambda i: (-scores[i], str(paths[i])))
@@ -233,7 +234,7 @@ def contact_sheet(
         rows, columns, figsize=(1.75 * columns, (3.4 if maps is not None else 2.0) * rows + 0.6), squeeze=False
     )
     for ax in axes.flat:
-        _no_axis(ax)
+        ax.set_axis_off()
     for ax, i in zip(axes.flat, shown, strict=False):
         pixels = to_pixels(read_image(paths[i], size))[0]
         if maps is not None:
@@ -262,12 +263,15 @@ def contact_sheet(
 
 
 def _label(key: str) -> str:
-    from fsad_lib.tables import ROWS
-
-    return _math(ROWS[key].label) if key in ROWS else key
+    return mathematical(ROWS[key].label) if key in ROWS else key
 
 
-def _math(text: str) -> str:
+def mathematical(text: str) -> str:
+    """A word's or a method's name with its index set as mathematics.
+
+    >>> mathematical("c_n"), mathematical("WinCLIP+")
+    ('$c_n$', 'WinCLIP+')
+    """
     return {"c_n": "$c_n$", "c_a": "$c_a$", "ADP_l": r"ADP$_\ell$"}.get(text, text)
 
 
@@ -325,7 +329,7 @@ def auroc_against_shots(
     )
     for line, row in zip(lines, axes, strict=True):
         for ax in row[len(line) :]:
-            _no_axis(ax)
+            ax.set_axis_off()
     used = [ax for line, row in zip(lines, axes, strict=True) for ax in row[: len(line)]]
     panels = [panel for line in lines for panel in line]
     shots = sorted(table.shots.unique())
@@ -401,7 +405,7 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
                 transform=ax.transAxes, fontsize=7.5, color="#555555")  # fmt: skip
         ax.set_xlabel("image AUROC, %")
         ax.grid(axis="y", visible=False)
-    axes[0, 0].set_yticks(range(len(order)), [_math(labels[k]) + ("  (control)" if roles[k] == "control" else "") for k in order])
+    axes[0, 0].set_yticks(range(len(order)), [mathematical(labels[k]) + ("  (control)" if roles[k] == "control" else "") for k in order])
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
     figure.supxlabel(
         "bar: 95 % interval of each method by itself (bars that overlap decide no comparison)     dashed: memory only     dotted: chance",
@@ -414,7 +418,7 @@ def interval_plot(table: pd.DataFrame, keys: Sequence[str] | None = None) -> Fig
 
 
 @styled
-def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: Mapping[str, Sequence[float]] | None = None) -> Figure:
+def pseudo_anomaly_comparison(shots: Any, simple: Any, learned: Any, columns: int = 6, scores: Mapping[str, Sequence[float]] | None = None) -> Figure:
     """Shots, pseudo-anomalies from the simple prompt, pseudo-anomalies from the learned word, in three rows.
 
     ``scores`` ("shots", "simple", "learned") prints P(damaged object) under each image, where given: what CLIP says with the *untrained* word. With the
@@ -430,7 +434,7 @@ def pseudo_anomaly_comparison(shots, simple, learned, columns: int = 6, scores: 
     for line, (name, prompt, pixels, colour, values) in zip(axes, rows, strict=True):
         for j, ax in enumerate(line):
             if j >= len(pixels):
-                _no_axis(ax)
+                ax.set_axis_off()
                 continue
             show_picture(ax, pixels[j], edge=colour)
             if values is not None and j < len(values):
@@ -487,11 +491,11 @@ class _Canvas:
 
 @styled
 def adp_overview(
-    shots,
-    pseudo,
-    tuning,
+    shots: Any,
+    pseudo: Any,
+    tuning: Any,
     weights: Mapping[str, float],
-    tests,
+    tests: Any,
     scores: Sequence[float],
     labels: Sequence[int],
     *,
@@ -606,7 +610,7 @@ def adp_overview(
 
 # ------------------------------------------------------------------------------------------------------------- saving
 
-LIMIT = 300_000
+LIMIT = 300_000  # bytes of a PNG: a page of figures stays quick to load
 
 
 def save_figure(figure: Figure, name: str, folder: str | Path | None = None, note: str = "") -> list[Path]:
@@ -616,9 +620,7 @@ def save_figure(figure: Figure, name: str, folder: str | Path | None = None, not
     Returns:
         The two paths. The same figure gives the same bytes.
     """
-    from fsad_lib.tables._text import check_name
-
-    check_name(name)
+    check_file_name(name)
     if note:
         with mpl.rc_context(STYLE):
             _sign(figure, note)
@@ -653,8 +655,6 @@ def _sign(figure: Figure, note: str) -> None:
 
 def _png(figure: Figure) -> bytes:
     """The sharpest PNG within the limit: true colour first, then a palette of 256 colours."""
-    from PIL import Image
-
     best = b""
     for dpi, palette in ((150, False), (120, False), (100, False), (150, True), (120, True), (100, True), (80, True), (60, True)):
         out = io.BytesIO()
@@ -669,10 +669,8 @@ def _png(figure: Figure) -> bytes:
     return best
 
 
-def _palette(picture):
+def _palette(picture: Image.Image) -> Image.Image:
     """A PIL image in 256 colours. The default, a median cut, gives rare colours, a legend's or a colour bar's, to their frequent neighbours."""
-    from PIL import Image
-
     picture = picture.convert("RGB")
     few = picture.resize((-(-picture.width // 3), -(-picture.height // 3)), 0)  # every third pixel of every third line: the same colours, sooner
     palette = few.quantize(255, method=1, kmeans=1)  # maximum coverage, then each colour the mean of its pixels
@@ -682,15 +680,13 @@ def _palette(picture):
     return shown
 
 
-def compact(figure: Figure, dpi: int = 80):
+def compact(figure: Figure, dpi: int = 80) -> Any:
     """A figure of photographs for a notebook: a PNG of 256 colours, about a third of the bytes. The last line of a cell shows it.
 
     >>> compact(image_grid(np.random.default_rng(0).random((2, 3, 32, 32)))).format
     'png'
     """
     from IPython.display import Image as Shown
-    from PIL import Image
-
     full, small = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(full, format="png", dpi=dpi)
@@ -698,11 +694,9 @@ def compact(figure: Figure, dpi: int = 80):
     return Shown(data=small.getvalue(), format="png")
 
 
-def show_file(path: str | Path, width: int = 800):
+def show_file(path: str | Path, width: int = 800) -> Any:
     """A picture that lies on disk, for a notebook: at most ``width`` pixels wide, 256 colours."""
     from IPython.display import Image as Shown
-    from PIL import Image
-
     picture, small = Image.open(path).convert("RGB"), io.BytesIO()
     picture.thumbnail((width, 10 * width))
     _palette(picture).save(small, format="png", optimize=True)

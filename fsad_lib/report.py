@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fsad_lib import plots
+from fsad_lib.datasets import read_image
 from fsad_lib.errors import FsadError
+from fsad_lib.metrics import auroc
 from fsad_lib.runs import replacing
 
 LABELS = {0: "good", 1: "defective"}
@@ -23,7 +25,7 @@ SCORES = {
 
 
 def threshold_note(k: int) -> str:
-    """Why ``k`` good images give a ranking and no reliable threshold.
+    """Why ``k`` good images, at least 1, give a ranking and no reliable threshold.
 
     If a threshold is the highest score of k good images that the detector has not seen, the next good image exceeds it
     with probability 1 / (k + 1), whatever the scores' distribution.
@@ -33,7 +35,7 @@ def threshold_note(k: int) -> str:
     """
     if k < 1:
         raise FsadError(f"Found {k} good images; expected at least 1.")
-    needed = math.ceil(math.log(0.05) / math.log(0.99))
+    needed = math.ceil(math.log(0.05) / math.log(0.99))  # the least n with 0.99^n <= 0.05: the maximum of n is exceeded by at most 1 %
     return "\n".join(
         [
             f"{k} good image{'s' if k > 1 else ''} give{'' if k > 1 else 's'} no reliable threshold between good and defective.",
@@ -135,8 +137,6 @@ def _memory_of(ranked: pd.DataFrame) -> str | None:
 
 def _auroc_sentence(ranked: pd.DataFrame, what: str) -> str:
     """How well the two rankings agree with the labels, where there are labels of both kinds."""
-    from fsad_lib.metrics import auroc
-
     known = ranked[ranked["label"] != ""]
     if known["label"].nunique() < 2:
         return ""
@@ -147,6 +147,9 @@ def _auroc_sentence(ranked: pd.DataFrame, what: str) -> str:
 
 def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> pd.DataFrame:
     """One row per image, most anomalous first: rank, path, label ("good", "defective" or ""), score, and the other scores.
+
+    Raises:
+        FsadError: a score that is not finite, or no score of this method and part.
 
     >>> table = pd.DataFrame({"path": ["a", "b"], "label": [-1, 1], "method": "adp", "part": "sum", "score": [0.1, 0.9]})
     >>> rank(table)[["rank", "path", "label"]].values.tolist()
@@ -193,8 +196,6 @@ def _cell(text: str) -> str:
 
 
 def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: int) -> list[str]:
-    from fsad_lib.datasets import read_image
-
     low, high = plots.heat_range(maps)
     names, digits = [], len(str(len(ranked)))
     for row, map_ in zip(ranked.itertuples(), maps, strict=True):

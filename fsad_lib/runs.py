@@ -17,16 +17,22 @@ import hashlib
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsad_lib.errors import FsadError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MACHINERY = frozenset({"__main__", "errors", "pipeline", "plots", "profiles", "report", "runs", "tables"})
 """Top-level modules that cannot change a stage's products; the profile enters a fingerprint by its values."""
@@ -61,7 +67,7 @@ _PATH_FIELDS = ("checkpoint", "source")
 
 def project_root() -> Path:
     """The project folder: FSAD_HOME, else the nearest parent of the working directory holding both ``pyproject.toml`` and ``fsad_lib/``, else
-    the checkout that this library is imported from, else the working directory."""
+    the checkout that this library is imported from, else the working directory. FsadError for an FSAD_HOME that cannot be used."""
     home = os.environ.get("FSAD_HOME")
     if home:
         try:
@@ -175,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON atomically. Numpy scalars become numbers; NaN and infinities are refused."""
+    """Write JSON atomically. Numpy scalars become numbers; FsadError for NaN, infinities and what JSON cannot hold."""
     try:
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
@@ -477,7 +483,7 @@ def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
 
 
 @lru_cache(maxsize=64)
-def _table(root: Path, dataset: str, category: str, data_root: str):
+def _table(root: Path, dataset: str, category: str, data_root: str) -> "tuple[pd.DataFrame, str, str, str]":
     """The table of one category, the digest of what its files hold, that of which test image has which name, and that of the training images."""
     from fsad_lib import datasets
     from fsad_lib.datasets.images import mask_files
@@ -550,7 +556,7 @@ def members(method: str, dataset: str, category: str, data_root: str = "") -> li
     return datasets.categories(dataset, data_root or None)
 
 
-def read_table(dataset: str, category: str, data_root: str = "", method: str = ""):
+def read_table(dataset: str, category: str, data_root: str = "", method: str = "") -> "pd.DataFrame":
     """The table of one category, or of all :func:`members`, read and hashed once per process (see
     :func:`fsad_lib.datasets.load`)."""
     names = members(method, dataset, category, data_root)
@@ -631,6 +637,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of the :attr:`ingredients`: another one, and the run is repeated."""
         return digest(self.ingredients)
 
     def upstream(self, stage: str) -> "Run":
@@ -656,7 +663,7 @@ class Run:
         """The categories that the run covers: one, or every one of its data set (see :data:`ALL`)."""
         return members(self.method, self.identity["dataset"], self.identity["category"], self.data_root)
 
-    def table(self):
+    def table(self) -> "pd.DataFrame":
         """The run's table (see :func:`fsad_lib.datasets.load`), read once per process."""
         return read_table(self.identity["dataset"], self.identity["category"], self.data_root, self.method)
 
@@ -726,7 +733,7 @@ class Run:
         return {n: e.get("sha256") for n, e in entries if isinstance(e, dict) and e.get("fingerprint") == self.fingerprint}
 
     def commit(self, *names: str) -> None:
-        """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint."""
+        """List finished products (files at :meth:`product_path`) in ``products.json``: name, SHA-256, fingerprint; FsadError for one that is not there."""
         fingerprint = self.fingerprint  # first: making it writes the memory of hashes, which need not be written again for each product
         hashes = file_hashes([self.product_path(name) for name in names])
         missing = [name for name, found in zip(names, hashes, strict=True) if found == "missing"]
@@ -951,8 +958,6 @@ def open_run(
 
 def _runtime() -> dict[str, Any]:
     """Device and peak memory of this process, as far as it knows without importing anything."""
-    import resource
-
     scale = 2**20 if sys.platform == "darwin" else 2**10
     seen: dict[str, Any] = {
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale),
@@ -973,8 +978,6 @@ def versions() -> dict[str, str]:
     >>> "torch" in versions()
     True
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": sys.version.split()[0]}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
@@ -984,8 +987,6 @@ def versions() -> dict[str, str]:
 
 def code_revision() -> str | None:
     """The git revision of the project folder, with "+changes" when tracked files differ; None outside git."""
-    import subprocess
-
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(

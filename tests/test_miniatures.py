@@ -132,7 +132,7 @@ def test_a_finished_chunk_is_kept_and_a_missing_pool_says_how_to_make_one(small_
     path = small_pool.folder / "images-000.npy"
     stamp = path.stat().st_mtime_ns
     assert pool.make_chunk(small_pool.folder, 0) == path and path.stat().st_mtime_ns == stamp
-    with pytest.raises(FileNotFoundError, match="miniatures.pool --folder"):
+    with pytest.raises(FsadError, match="miniatures.pool --folder"):
         pool.open_pool(tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_anomalysds_numbers_by_shots_are_the_written_table():
     assert results_table("| MiniFab, image / pixel AUROC, three seeds: shots |") == expected
 
 
-KEYS = {row.sources[0]: row.key for row in tables.ROWS.values()}
+KEYS = {row.source: row.key for row in tables.ROWS.values()}
 
 
 def written(source, unit, shots):

@@ -351,9 +351,9 @@ def test_two_runs_of_one_cell_are_refused(mvtec):
 def test_wins_handle_ties_and_groups():
     label, seen = np.array([0, 0, 1, 1]), np.array([True, True, True, False])
     table = (np.array(list("abcd"), object), label, seen, np.array([1.0, 2.0, 2.0, 0.0]))
-    assert _rows._wins([table]).tolist() == [[1, 0.5], [0, 0]]
-    assert _rows._wins([table], "seen").tolist() == [[1, 0.5]]
-    assert _rows._wins([table], "unseen").tolist() == [[0, 0]]
+    assert _rows.wins_of([table]).tolist() == [[1, 0.5], [0, 0]]
+    assert _rows.wins_of([table], "seen").tolist() == [[1, 0.5]]
+    assert _rows.wins_of([table], "unseen").tolist() == [[0, 0]]
 
 
 def test_the_written_latex_tables_are_plain_ascii():

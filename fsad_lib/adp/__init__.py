@@ -1,1 +1,1 @@
-"""ADP: few-shot anomaly detection via personalization (Kwak et al. 2023); README.md in this folder tells it on one page."""
+"""ADP: few-shot anomaly detection via personalization (Kwak et al. 2023); see README.md here."""

@@ -42,7 +42,7 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
         (B,) in [0, 1]; differentiable.
 
     Raises:
-        FsadError: no tau above 0; embeddings that are not means over the templates, or of another CLIP.
+        FsadError: a tau that is not above 0; embeddings that are not means over the templates, or of another CLIP.
 
     ``sim`` is a cosine, hence the mean over templates needs no normalising of its own: dividing by its length is part of sim.
 
@@ -76,7 +76,7 @@ def tau_sweep(
     differences that a CLIP gives, not on tau alone.
 
     Args:
-        f: (B, D) image embeddings. g_n, g_a: (D,) template means.
+        f: (B, D) image embeddings. g_n, g_a: (D,) template means. taus: temperatures, each above 0.
 
     Returns:
         One row for each tau and image: tau, image, p_normal, and gradient = dP / d(sim_n - sim_a) = P (1 - P) / tau.
@@ -140,7 +140,10 @@ def learn_concept(
         x: (K, 3, H, W) normal images in [0, 1].
         init: a one-token word or a vector (token_dim,).
         alpha: weight of the CLIP terms, at least 0. tau: temperature of eq. 1; None: 1 / clip.logit_scale.
-        pseudo: (L, 3, H, W) pseudo-anomalies; with them ``gamma`` in [0, 1] is the P(normal) below which they no longer count.
+        steps, lr, batch_size: training steps, Adam's learning rate, and samples of the denoising term in each step.
+        templates: sentences with one {} for the word.
+        pseudo: (L, 3, H, W) pseudo-anomalies in [0, 1]; with them ``gamma`` in [0, 1] is the P(normal) below which they no longer count.
+        seed: of everything random.
         flip: mirror latents left to right at random; off, because many products are not symmetric.
         checkpoint: a file to resume from and to write every ``checkpoint_every`` steps; one of other settings, images or model
             weights is started anew.
@@ -360,6 +363,12 @@ def save_concepts(
         concepts: name -> vector (token_dim,), e.g. ``{"<c_n>": c_n}``.
         meta: what is needed to use them again, JSON-able: backbone fingerprint, init word, hyper-parameters.
 
+    Returns:
+        the path.
+
+    Raises:
+        FsadError: no concept, one that is not a single vector, or a file that cannot be written.
+
     Example:
         >>> import tempfile, os
         >>> path = save_concepts(os.path.join(tempfile.mkdtemp(), "c.safetensors"), {"<c_n>": torch.ones(4)}, {"init": "object"})
@@ -378,7 +387,7 @@ def save_concepts(
 
 
 def load_concepts(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The concepts (name -> vector) and the metadata of :func:`save_concepts`.
+    """The concepts, name -> vector (token_dim,) float32 on the CPU, and the metadata of :func:`save_concepts`.
 
     Raises:
         FsadError: a file that is missing or that holds no concepts.

@@ -35,8 +35,8 @@ def anomaly_probability(f: Tensor, p_n: Tensor, p_a: Tensor, tau: float) -> Tens
 class Scores(NamedTuple):
     """Scores of a batch, higher = more anomalous.
 
-    image: (B,) text + visual_weight * memory. maps: (B, grid, grid) the same sum place by place, so that its largest
-    value is the image score. text: (B,) eq. 7, sign turned. memory: (B,) largest association score.
+    image: (B,) text + visual_weight * memory, in [0, 1 + visual_weight]. maps: (B, grid, grid) the same sum place by place, so that its
+    largest value is the image score. text: (B,) in [0, 1], eq. 7, sign turned. memory: (B,) in [0, 1], the largest association score.
     """
 
     image: Tensor
@@ -84,7 +84,7 @@ class ADP:
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Scores:
-        """Scores of images (B, 3, H, W) in [0, 1], or of their :class:`fsad_lib.winclip.windows.Features`."""
+        """Scores of images (B, 3, H, W) in [0, 1], or of their :class:`fsad_lib.winclip.windows.Features`; FsadError for features of other scales."""
         features = self.memory.features(x)
         text = anomaly_probability(features.f, self.p_n, self.p_a, self.tau)
         few_shot = self.memory.maps(features)
@@ -92,5 +92,5 @@ class ADP:
         return Scores(maps.amax((-2, -1)), maps, text, few_shot.amax((-2, -1)))
 
     def text_score(self, x: Tensor) -> Tensor:
-        """Eq. 7 alone, sign turned: (B,) for images (B, 3, H, W) in [0, 1]."""
+        """Eq. 7 alone, sign turned: (B,) in [0, 1] for images (B, 3, H, W) in [0, 1]."""
         return anomaly_probability(self.clip.encode_image(x), self.p_n, self.p_a, self.tau)

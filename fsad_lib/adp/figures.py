@@ -30,11 +30,11 @@ from fsad_lib.plots import (
     PURPLE,
     RED,
     SKY,
+    mathematical,
     show_picture,
     styled,
     to_pixels,
 )
-from fsad_lib.plots import _math as mathematical
 
 __all__ = ["cropped", "hinge_plot", "image_rows", "spoil_plot", "strength_plot", "told", "weight_bars", "why_adp", "word_strips"]
 
@@ -85,7 +85,11 @@ def cropped(
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred moving average."""
+    """The centred moving average of (N,) values over ``window`` of them, fewer at the ends: (N,).
+
+    >>> smooth(np.array([0.0, 3.0, 0.0]), 3).tolist()
+    [1.5, 1.0, 1.5]
+    """
     return pd.Series(values).rolling(window, min_periods=1, center=True).mean().to_numpy()
 
 

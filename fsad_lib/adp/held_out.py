@@ -21,6 +21,9 @@ def build_detector(run: Any, shots: Tensor | Features | None = None, method: str
         run: the run; its earlier stages are made if they have not run.
         shots: (K, 3, H, W) normal images to remember, or their features; None: the run's own.
         method: whose prototypes: "adp", "adp_l", "ti", "c_n", "c_a", "object" or "label".
+
+    Raises:
+        FsadError: another method, or whatever an earlier stage refuses.
     """
     tuned = synthesize(run.upstream("20_synthesize"))
     if method not in tuned.prototypes:
@@ -34,7 +37,7 @@ def build_detector(run: Any, shots: Tensor | Features | None = None, method: str
 
 
 def leave_one_out(run: Any, at_most: int = 8) -> np.ndarray:
-    """Score of each shot when only the other shots are remembered, (min(K, at_most),).
+    """Score of each of the first ``at_most`` shots when only the other shots are remembered: (min(K, at_most),), higher = more anomalous.
 
     The words were still learned from all shots, so these scores are, if anything, too low.
 

@@ -33,6 +33,9 @@ def scratch(x: Tensor, seed: int | str = 0, width: float = 0.012, opacity: float
     Returns:
         (B, 3, H, W) in [0, 1]; darker than a bright surface, brighter than a dark one.
 
+    Raises:
+        FsadError: a width or opacity out of range.
+
     Example:
         >>> x = torch.full((1, 3, 64, 64), 0.7)
         >>> changed = (scratch(x) != x).any(1).float().mean()
@@ -80,10 +83,14 @@ def denoising_probe(
 
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`. x: (B, 3, H, W) in [0, 1].
-        words: words and placeholders. concepts: placeholder -> vector.
+        words: words and placeholders. concepts: placeholder -> vector (token_dim,). template: a sentence with one {}.
+        draws: timesteps of each image. seed: of the noise. batch_size: latents at once.
 
     Returns:
         word -> mean loss over B images and ``draws`` timesteps.
+
+    Raises:
+        FsadError: no image, or no draw.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
@@ -96,11 +103,7 @@ def denoising_probe(
     """
     if len(x) == 0 or draws < 1:
         raise FsadError(f"found {len(x)} images and draws = {draws}; each must be at least 1.")
-    mean, _ = diffusion.posterior(x)
-    z = mean.repeat_interleave(draws, 0)
-    steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
-    t = steps.long().to(mean.device).repeat(len(mean))
-    eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
+    z, t, eps = _fixed_draws(diffusion, x, draws, seed)
     text = diffusion.encode_prompt([template.format(word) for word in words], concepts)
     losses = {}
     for word, states in zip(words, text, strict=True):
@@ -110,6 +113,15 @@ def denoising_probe(
         ]
         losses[word] = torch.cat(parts).mean().item()
     return losses
+
+
+def _fixed_draws(diffusion: Any, x: Tensor, draws: int, seed: int | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timesteps and noise that do not change with the word: each of B images ``draws`` times, at evenly spread timesteps."""
+    mean, _ = diffusion.posterior(x)
+    z = mean.repeat_interleave(draws, 0)
+    steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
+    eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
+    return z, steps.long().to(z.device).repeat(len(mean)), eps
 
 
 def gradient_sweep(
@@ -132,11 +144,14 @@ def gradient_sweep(
         x: (K, 3, H, W) shots: of the denoising term, at ``draws`` fixed timesteps, and of eq. 3's CLIP term.
         c: (token_dim,) the word.
         pseudo: (L, 3, H, W) pseudo-anomalies of eq. 4's hinge. gamma: its threshold; both or neither.
-        alpha: weight of the CLIP terms.
+        alpha: weight of the CLIP terms. taus: temperatures, above 0. templates: sentences with one {}. seed: of the noise.
 
     Returns:
         One row per tau: tau; denoising_gradient (the same in every row); clip_gradient = |alpha d mean_i P(x_i) / dc| over the shots;
         with pseudo-anomalies hinge_gradient = |alpha d mean_j (P(pseudo_j) - gamma)^+ / dc|, 0 while none of them is above gamma.
+
+    Raises:
+        FsadError: ``pseudo`` without ``gamma``, or the reverse.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
@@ -150,13 +165,9 @@ def gradient_sweep(
     if (pseudo is None) != (gamma is None):
         raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 3).")
     c = c.detach().float().to(diffusion.device).requires_grad_(True)
-    mean, _ = diffusion.posterior(x)
-    z = mean.repeat_interleave(draws, 0)
-    steps = (torch.arange(draws) + 0.5) / draws * diffusion.num_train_timesteps
-    t = steps.long().to(mean.device).repeat(len(mean))
-    eps = torch.randn(z.shape, generator=generator(seed, "probe")).to(z)
+    z, t, eps = _fixed_draws(diffusion, x, draws, seed)
     pull = torch.zeros_like(c)
-    for i in torch.arange(len(z), device=z.device).split(4):  # a training step's memory
+    for i in torch.arange(len(z), device=z.device).split(4):  # so that no more memory is needed than for a training step
         text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(i), -1, -1)
         pull += torch.autograd.grad(diffusion.denoising_loss(z[i], text, t[i], eps[i]).sum() / len(z), c)[0]
 
@@ -198,7 +209,8 @@ def p_normal(
     Args:
         clip: :class:`fsad_lib.foundation.clip.CLIP`.
         groups: name -> images (B, 3, H, W) in [0, 1].
-        words: name -> word or placeholder, or just the words. concepts: placeholder -> vector.
+        words: name -> word or placeholder, or just the words. concepts: placeholder -> vector (token_dim,).
+        tau: temperature, above 0. templates: sentences with one {}.
 
     Returns:
         One row for each word, group and image: word, group, image (its number in the group), p_normal.
@@ -224,11 +236,11 @@ def p_normal(
 def judge(
     clip: Any, groups: Mapping[str, Tensor], states: Mapping[str, tuple[Tensor, Tensor]], tau: float
 ) -> pd.DataFrame:
-    """The same table for pairs of text embeddings, e.g. the prototypes of eq. 6.
+    """The table of :func:`p_normal` for pairs of text embeddings, e.g. the prototypes of eq. 6.
 
     Args:
         groups: name -> images (B, 3, H, W) in [0, 1].
-        states: name -> (normal (D,), anomalous (D,)).
+        states: name -> (normal (D,), anomalous (D,)). tau: temperature, above 0.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
@@ -258,6 +270,9 @@ def change(x: Tensor, edited: Tensor) -> tuple[Tensor, Tensor]:
         amount (B,), the mean absolute difference; extent (B,), the share of pixels that carry half of the squared difference:
         small for a scratch, near 0.5 for a change of the whole image, 0 without any change.
 
+    Raises:
+        FsadError: images and edits of different shape.
+
     Example:
         >>> x, y = torch.zeros(1, 3, 10, 10), torch.zeros(1, 3, 10, 10)
         >>> y[..., 0, :2] = 1
@@ -273,7 +288,7 @@ def change(x: Tensor, edited: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ordered_pairs(higher: Sequence[float], lower: Sequence[float]) -> float:
-    """Share of pairs (one of each group) in the expected order, ties counted half: the AUROC, in words.
+    """Share of pairs (one of each group) in the expected order, ties counted half: the AUROC, in words. FsadError for an empty group.
 
     Example:
         >>> ordered_pairs([0.9, 0.5], [0.5, 0.1])
@@ -291,6 +306,9 @@ def apart(table: pd.DataFrame, normal: str | None = None) -> pd.DataFrame:
 
     Args:
         table: what :func:`p_normal` returns. normal: the group of normal images; the first by default.
+
+    Raises:
+        FsadError: a table without that group.
 
     Example:
         >>> rows = [("gear", "shots", 0, 0.9), ("gear", "edits", 0, 0.4), ("gear", "edits", 1, 0.95)]
@@ -329,7 +347,13 @@ def spoil(c: Tensor, share: float, seed: int | str = 0) -> Tensor:
     """A word with a share of it replaced by a random vector of the same length.
 
     Args:
-        c: (token_dim,). share: in [0, 1]; 0 leaves the word alone, 1 leaves only chance.
+        c: (token_dim,). share: in [0, 1]; 0 leaves the word alone, 1 leaves only chance. seed: of the random vector.
+
+    Returns:
+        (token_dim,).
+
+    Raises:
+        FsadError: a share outside [0, 1].
 
     Example:
         >>> c = torch.tensor([3.0, 4.0])

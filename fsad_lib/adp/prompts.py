@@ -73,7 +73,7 @@ def S_a(c: str) -> str:  # noqa: N802 - the paper's name
 
 
 def templates(n: int | None = None) -> tuple[str, ...]:
-    """The first n of the 27 templates, all by default.
+    """The first n of the 27 templates, all by default; FsadError for an n that is not from 1 to 27.
 
     >>> templates(2)
     ('a photo of a {}', 'a rendering of a {}')
@@ -94,7 +94,7 @@ def state_prompts(c: str, templates: Sequence[str] = TEMPLATES) -> tuple[list[st
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raise unless there are templates, each with {} once."""
+    """Raise FsadError unless there are templates, each with {} once."""
     if isinstance(templates, str) or not templates or any(T.count("{}") != 1 for T in templates):
         raise FsadError("each template must hold {} once, where the word goes, e.g. ['a photo of a {}'].")
 
@@ -108,6 +108,7 @@ def state_embeddings(
         clip: object with ``encode_text`` (:class:`fsad_lib.foundation.clip.CLIP`).
         c: the word or placeholder.
         concepts: placeholder -> vector (token_dim,).
+        templates: sentences T with one {}.
 
     Returns:
         Two tensors (|T|, D), rows of unit length, differentiable in the vectors.
@@ -135,6 +136,9 @@ def embed(
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """:func:`state_embeddings` of several words, without gradients: word -> (g_n (|T|, D), g_a (|T|, D)).
+
+    Raises:
+        FsadError: one string in place of a list of words.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip

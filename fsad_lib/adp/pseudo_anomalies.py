@@ -19,6 +19,9 @@ def deal(n: int, shots: int, prompts: int) -> tuple[Tensor, Tensor]:
     Any K * P in a row are every pair once, and any P in a row within one round of the shots are every prompt once: few pseudo-anomalies
     of many shots still meet all prompts.
 
+    Args:
+        n: number of pseudo-anomalies. shots, prompts: K and P, each at least 1.
+
     Returns:
         two LongTensors (n,).
 
@@ -42,6 +45,9 @@ def resize_and_crop(
 
     Returns:
         (n, 3, H, W) in [0, 1]; proportions are kept.
+
+    Raises:
+        FsadError: images that are not as above, or shares that are not 0 < least <= greatest <= 1.
 
     Example:
         >>> resize_and_crop(torch.rand(2, 3, 16, 16), (0.25, 1.0), seed=1).shape
@@ -81,8 +87,7 @@ def pseudo_anomalies(
 ) -> Tensor:
     """Damage normal images by SDEdit, then resize and crop them at random.
 
-    Shots and prompts are dealt by :func:`deal`; with n below K, only the first n shots are edited: so it is in ``mini`` (n = 8) with
-    16 shots.
+    Shots and prompts are dealt by :func:`deal`. With n below K only the first n shots are edited, as in ``mini`` (n = 8) with 16 shots.
 
     Args:
         diffusion: :class:`fsad_lib.foundation.diffusion.Diffusion`.
@@ -92,6 +97,8 @@ def pseudo_anomalies(
         strength, guidance_scale, num_inference_steps: see ``Diffusion.sdedit``.
         crop_scale: see :func:`resize_and_crop`.
         seed: image j depends on (seed, j) alone, not on n or batch_size.
+        concepts: placeholder -> vector (token_dim,), for the learned words in the prompts.
+        batch_size: images edited at once. progress: called with (images done, n) after each batch.
 
     Returns:
         (n, 3, H, W) in [0, 1], on the device of x.

@@ -24,6 +24,9 @@ def weight(f: Tensor, f_pseudo: Tensor, g_n: Tensor, g_a: Tensor, tau: float) ->
     Returns:
         A number in [0, 2]; 2 is a perfect word, 1 one that knows nothing.
 
+    Raises:
+        FsadError: no shot or no pseudo-anomaly; see also :func:`fsad_lib.adp.concepts.p_clip`.
+
     Example:
         >>> f = torch.eye(2)
         >>> round(weight(f[:1], f[1:], f[0], f[1], tau=0.1), 3)

@@ -110,7 +110,7 @@ def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Dif
 
 
 def clip_model(profile: Any) -> CLIP:
-    """ADP's CLIP alone: all that judging needs, so that the diffusion model and its library stay unread."""
+    """ADP's CLIP alone: all that judging needs, so that neither the diffusion model nor its library is loaded."""
     missing_checkpoints(profile, ("clip",))
     return clip_of(profile)
 
@@ -123,7 +123,7 @@ def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
 
 
 def _check_inputs(run: Run) -> None:
-    """The run's own check, and what else only the last stage would notice: a product without words, windows larger than a CLIP's grid."""
+    """The run's own check, and what otherwise only the last stage would notice: a product without words, windows larger than a CLIP's grid."""
     run.check_inputs()
     datasets.class_name(run.dataset, run.category)
     check_windows(run.profile, "clip", "winclip_clip")
@@ -158,6 +158,9 @@ def personalize(run: Run) -> Personalized:
 
     Args:
         run: a run of stage "10_personalize"; its profile's section ``adp`` holds all hyper-parameters.
+
+    Raises:
+        FsadError: a missing checkpoint, images that cannot be read, fewer shots than asked for, or a training that diverged.
     """
     adp, made = run.profile.adp, ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
     _check_inputs(run)
@@ -214,6 +217,9 @@ def synthesize(run: Run) -> Synthesized:
 
     Args:
         run: a run of stage "20_synthesize".
+
+    Raises:
+        FsadError: see :func:`personalize`, which runs first where it has not.
     """
     adp, made = run.profile.adp, ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
     _check_inputs(run)
@@ -279,6 +285,9 @@ def evaluate(run: Run) -> Evaluated:
 
     Args:
         run: a run of stage "40_evaluate".
+
+    Raises:
+        FsadError: no test image, a mask that does not fit its image; see also :func:`synthesize`, which runs first where it has not.
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
     _check_inputs(run)

@@ -145,6 +145,10 @@ class AnomalySD:
             unknown, shared prompt".
         settings: :class:`Settings`.
 
+    Raises:
+        FsadError: no category; a category without a memory where alpha is above 0 or another category has one; scales finer than the
+            latents; a strength of less than one step.
+
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
         >>> from fsad_lib.foundation.inpainting import load_inpainting
@@ -189,7 +193,8 @@ class AnomalySD:
         return Cost(passes, passes * steps * (2 if self.settings.guidance_scale > 1 else 1), passes + 1, decodings)
 
     def prototype_distance(self, x: Tensor, category: str) -> Tensor | None:
-        """Distance (B, H, W) of every place to the nearest normal patch of the category; None without a memory."""
+        """Cosine distance (B, H, W), in [0, 2], of every place of images (B, 3, H, W) in [0, 1] to the nearest normal patch of the category; None
+        without a memory."""
         self._names(x, category)  # an unknown one is named
         x, memory = self._ready(x), self.categories[category].memory
         if memory is None:
@@ -217,7 +222,11 @@ class AnomalySD:
         return chosen
 
     def passes(self, x: Tensor, category: str) -> list[Pass]:
-        """The passes of one image (1, 3, H, W): the grids', then, with a memory, the prototype-guided one."""
+        """The passes of one image (1, 3, H, W) in [0, 1]: the grids', then, with a memory, the prototype-guided one.
+
+        Raises:
+            FsadError: more or fewer than one image, or an unknown category.
+        """
         if len(x) != 1:
             raise FsadError(f"{len(x)} images found; passes are made for one, (1, 3, H, W).")
         distance = self.prototype_distance(x, category)
@@ -234,7 +243,11 @@ class AnomalySD:
 
     @torch.no_grad()
     def repaint(self, x: Tensor, passes: Sequence[Pass], category: str) -> Tensor:
-        """The normal twins x_hat (P, 3, H, W) of one image x (1, 3, H, W); outside its mask a twin is the image itself."""
+        """The normal twins x_hat (P, 3, H, W) of one image x (1, 3, H, W), all in [0, 1]; outside its mask a twin is the image itself.
+
+        Raises:
+            FsadError: more or fewer than one image, no pass, or an unknown category.
+        """
         return self._inpaint(*self._encoded(x), passes, category)
 
     @torch.no_grad()
@@ -284,7 +297,7 @@ class AnomalySD:
 
     @torch.no_grad()
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """D(x, y) in AlexNet's feature space, (P, H, W), of one image x (1, 3, H, W) and its twins y (P, 3, H, W), all in [0, 1]."""
+        """D(x, y) in AlexNet's feature space, (P, H, W), at least 0, of one image x (1, 3, H, W) and its twins y (P, 3, H, W), all in [0, 1]."""
         side = self.settings.perceptual_size or x.shape[-1]
         f = self.lpips.features(resize(x, side))  # once for all twins
         parts = y.split(self.settings.batch_size)
@@ -344,6 +357,9 @@ class AnomalySD:
         Args:
             x: (1, 3, H, W) at the model's size; x_hat: (P, 3, H, W), its :meth:`twins`; passes: P, those that :meth:`twins` returned
                 with them.
+
+        Raises:
+            FsadError: twins and passes of different number.
         """
         if len(x_hat) != len(passes):
             raise FsadError(f"{len(x_hat)} twins and {len(passes)} passes found; give the passes that twins(x, passes, category) returns.")

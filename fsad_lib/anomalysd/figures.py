@@ -17,6 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from fsad_lib import datasets
+from fsad_lib.anomalysd.prompts import inference_prompt, training_prompts
 from fsad_lib.errors import FsadError
 from fsad_lib.plots import (
     ANOMALOUS,
@@ -32,6 +34,9 @@ from fsad_lib.plots import (
     styled,
     to_pixels,
 )
+from fsad_lib.profiles import load_profile
+from fsad_lib.runs import ALL, open_run, project_root
+from fsad_lib.tables import anomalysd as tables
 
 __all__ = [
     "foregrounds", "loss_curves", "map_strip", "of_run", "overview", "picture_rows", "reason_sentence", "score_sentence", "sensitivity", "twin_rows", "write_all",
@@ -42,7 +47,7 @@ ORDER = ("MVTec AD", "VisA", "MiniFab", "MiniFab (development)")  # of data sets
 NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 
-def _array(values) -> np.ndarray:
+def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
@@ -83,7 +88,7 @@ def picture_rows(rows: Mapping[str, object], titles: Sequence[str] | None = None
 
 
 @styled
-def foregrounds(x, where, masks, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
+def foregrounds(x: Any, where: Any, masks: Any, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """Shots, their foreground, and random rectangles restricted to it: one column per image.
 
     Args:
@@ -131,7 +136,7 @@ def loss_curves(unet: pd.DataFrame, decoder: pd.DataFrame) -> Figure:
 
 
 @styled
-def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None, size: float = 1.15) -> Figure:
+def twin_rows(x: Any, m: Any, x_hat: Any, d: Any, titles: Sequence[str], limit: float | None = None, size: float = 1.15) -> Figure:
     """One image and some of its passes: the masked image, the normal twin, their difference with its colour bar; one column per pass.
 
     Args:
@@ -155,7 +160,7 @@ def twin_rows(x, m, x_hat, d, titles: Sequence[str], limit: float | None = None,
 
 
 @styled
-def map_strip(x, maps: Mapping[str, object], masks=None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
+def map_strip(x: Any, maps: Mapping[str, object], masks: Any = None, titles: Sequence[str] | None = None, size: float = 1.15) -> Figure:
     """From the scales to the final map: image, every map, the true defect; one row per image. Each column of maps has one colour scale, from its
     smallest to its largest value, which stand at the bar below it.
 
@@ -266,7 +271,7 @@ def reason_sentence(ratio: dict[str, float], outranked: bool) -> str:
 
 @styled
 def overview(
-    shots, where, trace: pd.DataFrame, twins, index: int, mask=None, *, training_prompt: str = "", prompt: str = "", subtitle: str = ""
+    shots: Any, where: Any, trace: pd.DataFrame, twins: Any, index: int, mask: Any = None, *, training_prompt: str = "", prompt: str = "", subtitle: str = ""
 ) -> Figure:
     """The method in one picture, drawn from the products of one run (our own drawing; the paper's figure was not seen). All maps have one colour
     scale; each one's largest value stands below it.
@@ -357,10 +362,6 @@ def overview(
 def write_all(root: str | Path | None = None, profile: str = "mini", shots: int = 1, folder: Path | None = None) -> list[Path]:
     """The figures of the runs that are complete, into ``folder`` (``root/figures``): sensitivity, and of each data set's lowest seed the loss curves
     and the overview. Nothing is drawn of what was not run."""
-    from fsad_lib.profiles import load_profile
-    from fsad_lib.runs import ALL, open_run, project_root
-    from fsad_lib.tables import anomalysd as tables
-
     folder = folder or Path(root or project_root()) / "figures"
     a, suffix, written = load_profile(profile).anomalysd, "" if profile == "mini" else f"_{profile}", []
     table = tables.sensitivity(root, profile, shots)
@@ -380,9 +381,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
 
 def of_run(run: Any) -> dict[str, Figure]:
     """"losses" and "overview" of a run of stage 21 whose products, and those of its stage 11, are on this machine; empty otherwise."""
-    from fsad_lib import datasets
-    from fsad_lib.anomalysd import stages
-    from fsad_lib.anomalysd.prompts import inference_prompt, training_prompts
+    from fsad_lib.anomalysd import stages  # here, because it reads the models' libraries
 
     source = stages.tuned_run(run)
     if not run.has("twins.npz") or not source.has("unet.safetensors", "decoder.safetensors", "trace_unet.csv", "trace_decoder.csv"):

@@ -54,6 +54,7 @@ def finetune_unet(
         foreground: (N, 1, H, W) bool, to which the random rectangles are restricted; None: no restriction.
         steps, lr, batch_size: AdamW with a constant learning rate.
         area: see :func:`fsad_lib.anomalysd.masks.random_rectangle`.
+        seed: of everything random.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         checkpoint, checkpoint_every: file of the unfinished state; a checkpoint of other settings or images is ignored.
         progress: called with (step, steps, row) after each step.
@@ -143,11 +144,16 @@ def finetune_decoder(
     The encoder stays frozen, so that the latents, and with them the U-Net's work, do not change.
 
     Args:
-        beta: weight of the perceptual distance, at least 0. The squared error is a mean over pixels, in [0, 1].
-        The rest: see :func:`finetune_unet`.
+        model, x, steps, lr, batch_size, gradient_checkpointing, checkpoint, checkpoint_every, progress: see :func:`finetune_unet`.
+        lpips: the perceptual distance.
+        beta: its weight, at least 0. The squared error is a mean over pixels in [0, 1].
+        seed: of everything random.
 
     Returns:
         One row a step: step, mse, perceptual, loss (means of the batch).
+
+    Raises:
+        FsadError: no image, settings out of range, a loss that is not finite, or a checkpoint that cannot be read.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip

@@ -39,7 +39,10 @@ def foreground(x: Tensor) -> Tensor:
         x: (B, 3, H, W) in [0, 1].
 
     Returns:
-        (B, 1, H, W) bool.
+        (B, 1, H, W) bool, on the device of x.
+
+    Raises:
+        FsadError: another shape or dtype.
 
     Example:
         >>> x = torch.full((1, 3, 64, 64), 0.2)
@@ -100,6 +103,9 @@ def random_rectangle(
     Returns:
         m (H, W) bool, at least one pixel: the rectangle, around a random foreground pixel, of proportions 1:2 to 2:1, cut to the foreground.
 
+    Raises:
+        FsadError: a foreground that is not (H, W) bool or is empty, shares that are not 0 < least <= greatest <= 1.
+
     Example:
         >>> where = torch.zeros(8, 8, dtype=torch.bool)
         >>> where[2:6, 2:6] = True
@@ -136,6 +142,9 @@ def grid_cells(k: int, size: int | tuple[int, int]) -> Tensor:
     Returns:
         (k * k, H, W) bool, row by row.
 
+    Raises:
+        FsadError: a k that is not a whole number from 1 to the image's shorter side.
+
     Example:
         >>> grid_cells(2, 4).shape, grid_cells(3, 10).sum(0).unique().tolist()
         (torch.Size([4, 4, 4]), [1])
@@ -153,9 +162,15 @@ def grid_passes(scales: Sequence[int], size: int | tuple[int, int], packed: bool
     """What is repainted of every image: each cell of each scale in a pass of its own, as the secondary summary has it.
 
     Args:
-        scales: the set K of cells a side.
+        scales: the set K of cells a side. size: side of the image, or its height and width.
         packed: paint cells that do not touch, not even at a corner, in one pass: at most four passes a scale. Each cell still has its
             surroundings, but of its neighbours it sees the originals only in part.
+
+    Returns:
+        The passes, scale by scale: k² of each scale, or, packed, at most four.
+
+    Raises:
+        FsadError: no scale, one that is given twice, or one that :func:`grid_cells` refuses.
 
     Example:
         >>> len(grid_passes((1, 2, 4), 8)), len(grid_passes((1, 2, 4), 8, packed=True))
@@ -185,6 +200,9 @@ def prototype_mask(distance: Tensor, share: float, margin: float = 0.0) -> Tenso
 
     Returns:
         (B, H, W) bool.
+
+    Raises:
+        FsadError: a share outside (0, 1] or a margin outside [0, 0.5).
 
     Example:
         >>> prototype_mask(torch.arange(16.0).view(1, 4, 4), 0.25)[0].int().sum(1).tolist()

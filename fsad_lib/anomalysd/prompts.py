@@ -67,7 +67,7 @@ def _levels(levels: Sequence[str]) -> tuple[str, ...]:
 
 
 def inference_prompt(prompts: Mapping[str, str], levels: Sequence[str] = LEVELS) -> str:
-    """The sentence that guides the repainting: the levels one after the other; no level: no words at all.
+    """The sentence that guides the repainting: the levels one after the other; no level: no words at all. FsadError for an unknown level, or one that is named twice.
 
     >>> inference_prompt(hierarchy("minifab", "gear"))
     'A perfect gear. A gear with intact teeth, hub and holes.'

@@ -49,6 +49,12 @@ def harmonic_mean(maps: Mapping[int, Tensor], epsilon: float = EPSILON) -> Tenso
     Args:
         maps: k -> S^(k), all of one shape. epsilon: values below it count as it; above 0.
 
+    Returns:
+        S_ms, (H, W) or (B, H, W) as the maps, at least epsilon.
+
+    Raises:
+        FsadError: no scale, or an epsilon that is not above 0.
+
     Example:
         >>> harmonic_mean({2: torch.tensor([1.0, 0.0]), 4: torch.tensor([3.0, 3.0])}).tolist()
         [1.5, 1.99...e-06]
@@ -65,6 +71,12 @@ def fuse(s_ms: Tensor, s_pg: Tensor | None, alpha: float) -> Tensor:
     Args:
         s_ms: multi-scale map. s_pg: difference inside the prototype-guided mask, 0 outside; None only with alpha = 0.
         alpha: in [0, 1].
+
+    Returns:
+        (1 - alpha) S_ms + alpha S_pg, of their shape.
+
+    Raises:
+        FsadError: an alpha outside [0, 1], or above 0 without a prototype-guided map.
 
     Example:
         >>> fuse(torch.tensor([2.0]), torch.tensor([4.0]), 0.25).tolist()
@@ -86,6 +98,9 @@ def image_score(s_map: Tensor, share: float = 0.0) -> Tensor:
 
     Returns:
         (B,).
+
+    Raises:
+        FsadError: a share outside [0, 1].
 
     Example:
         >>> image_score(torch.tensor([[[1.0, 5.0], [3.0, 0.0]]])).tolist(), image_score(torch.tensor([[[1.0, 5.0], [3.0, 0.0]]]), 0.5).tolist()

@@ -128,7 +128,7 @@ def tuned_run(run: Run) -> Run:
 
 
 def _check_inputs(run: Run) -> None:
-    """The run's own check, and what else only the last stage would notice: cells smaller than a latent one, windows larger than CLIP's grid."""
+    """The run's own check, and what otherwise only the last stage would notice: cells smaller than a latent one, windows larger than CLIP's grid."""
     run.check_inputs()
     p = run.profile
     check_windows(p, "winclip_clip")
@@ -147,6 +147,10 @@ def personalize(run: Run) -> Personalized:
     Args:
         run: a run of stage "11_personalize"; its profile's section ``anomalysd`` holds all hyper-parameters. Products lie in the folder
             of :func:`tuned_run`.
+
+    Raises:
+        FsadError: a missing checkpoint, images that cannot be read, fewer shots than asked for, cells finer than the latents, or a
+            training that diverged.
     """
     _check_inputs(run)
     run = tuned_run(run)
@@ -237,6 +241,9 @@ def synthesize(run: Run) -> Synthesized:
 
     Args:
         run: a run of stage "21_synthesize".
+
+    Raises:
+        FsadError: no test image; see also :func:`personalize`, which runs first where it has not.
     """
     _check_inputs(run)
     if not run.has("twins.npz"):
@@ -308,6 +315,9 @@ def evaluate(run: Run) -> Evaluated:
 
     Args:
         run: a run of stage "41_evaluate".
+
+    Raises:
+        FsadError: no test image, a mask that does not fit its image; see also :func:`personalize`, which runs first where it has not.
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
     _check_inputs(run)

@@ -41,7 +41,7 @@ def batches(n: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
 
 
 def check_training(x: Tensor, steps: int | None = None) -> None:
-    """Raise unless x is a batch of images in [0, 1], at least one, and steps a whole number of at least 1 (None: there are none)."""
+    """Raise FsadError unless x is a batch of images in [0, 1], at least one, and steps a whole number of at least 1 (None: there are none)."""
     check_images(x, empty=False)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise FsadError(f"steps {steps!r} found; expected a whole number of at least 1")
@@ -70,7 +70,8 @@ def train(
         step: takes the numbers of a step's images, does the step, gives its loss.
         rows: those numbers, one tensor a step. inputs: the images that they count.
         frozen: beginning of the names of what is not trained, and so not kept.
-        settings: what else decides the result, beside the optimizer's own settings and the model as it comes in.
+        settings: what else decides the result, besides the optimizer's own settings and the model as it comes in.
+        schedule: of the learning rate, or None. progress: called with (steps done, steps) after each step.
         checkpoint: file of the unfinished state; one of another training is not used.
 
     Raises:
@@ -157,7 +158,11 @@ def use_weights(extractor: nn.Module, backbone: Backbone) -> None:
 
 @torch.no_grad()
 def infer(model: nn.Module, prepare: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Scores (B,) and maps (B, size, size), on the CPU, of images (B, 3, H, W) by an anomalib model in eval mode."""
+    """Scores (B,) and maps (B, size, size), on the CPU, of images (B, 3, H, W) in [0, 1] by an anomalib model in eval mode.
+
+    Args:
+        prepare: the images as the model wants them. batch_size: images at once.
+    """
     check_training(x)
     model.eval()
     parts = [model(prepare(part)) for part in x.split(batch_size)]
@@ -185,6 +190,7 @@ def restore(model: nn.Module, state: dict[str, Tensor], frozen: str) -> nn.Modul
 
 
 def fitted(model: nn.Module | None) -> nn.Module:
+    """The model itself; FsadError where `fit` and `load` have not made one yet."""
     if model is None:
         raise FsadError("this detector has seen no normal image yet; call fit first")
     return model

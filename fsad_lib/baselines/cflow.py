@@ -50,7 +50,8 @@ class LikelihoodMap(nn.Module):
         self.learning = True
 
     def forward(self, distribution: list[Tensor], height: list[int], width: list[int], image_size: tuple[int, int]) -> Tensor:
-        """(B, H, W), at least -log of the number of layers where no patch is likelier than any in training."""
+        """(B, H, W) of the layers' log p (B h w,), maps of ``height`` x ``width`` cells enlarged to ``image_size``; at least -log of the number of layers
+        where no patch is likelier than any in training."""
         if self.learning:
             self.highest = torch.stack([torch.maximum(top, d.max()) for top, d in zip(self.highest, distribution)])
         maps = [torch.exp((d - top).double()).view(-1, 1, h, w) for d, top, h, w in zip(distribution, self.highest, height, width)]

@@ -67,7 +67,8 @@ class PatchCore:
         self.memory_size = self.patches_seen = 0
 
     def fit(self, x: Tensor, steps: int | None = None, seed: int = 0, batch_size: int = 8, progress: Progress | None = None) -> list[float]:
-        """Remember normal images x (N, 3, H, W) in [0, 1]. There is nothing to train: `steps` is not used, no loss returned."""
+        """Remember normal images x (N, 3, H, W) in [0, 1]. There is nothing to train: `steps`, which the other
+        detectors need, is not used, and the list of losses is empty."""
         check_training(x)
         model = self._network().train()
         for done, part in enumerate(parts := x.split(batch_size), start=1):
@@ -94,7 +95,11 @@ class PatchCore:
         return {"memory_bank": fitted(self.model).memory_bank.cpu().contiguous(), "patches_seen": torch.tensor(self.patches_seen)}
 
     def load(self, state: dict[str, Tensor]) -> PatchCore:
-        """A fitted detector from :meth:`state`; its settings must be those that it was fitted with."""
+        """A fitted detector from :meth:`state`; its settings must be those that it was fitted with.
+
+        Raises:
+            FsadError: a state that lacks the memory or the number of patches.
+        """
         try:
             bank, seen = state["memory_bank"], int(state["patches_seen"])
         except KeyError as error:

@@ -100,7 +100,7 @@ def safe_name(what: str, name: object) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """`root / relative`, refused when `relative` (from a CSV or a manifest) is absolute or climbs with '..'."""
+    """`root / relative`; FsadError when `relative` (from a CSV or a manifest) is absolute or climbs with '..'."""
     text = str(relative)
     parts = text.replace("\\", "/").split("/")
     if not text or text.startswith(("/", "\\")) or ":" in parts[0] or ".." in parts or "\0" in text:

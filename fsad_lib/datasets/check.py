@@ -28,6 +28,7 @@ from fsad_lib.datasets.images import (
 from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
+SMALL = 32  # pixels a side; below it hardly a patch is left for a detector
 _HARMLESS = {
     "minifab.json",
     "license.txt",
@@ -71,9 +72,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing stands against a run: no finding is an error."""
         return not any(f.level == "error" for f in self.findings)
 
     def add(self, level: str, found: str, expected: str = "", do: str = "") -> None:
+        """Add one :class:`Finding`."""
         self.findings.append(Finding(level, found, expected, do))
 
     def __str__(self) -> str:
@@ -438,21 +441,50 @@ def _check_files(
         )
         if _orientation(path) != 1:
             turned.append(path)
-        if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:
+        if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:  # 12 bits, as many cameras give
             dark.append(path)
-        if min(image.size) < 32:
+        if min(image.size) < SMALL:
             tiny.append(path)
         if mask is not None:
             for file in mask_files(mask):
                 if _check_mask(root, name, report, image.size, path, file, empty if label == 1 else "warning"):
                     lossy.append(file)
-        elif masks_required and label == 1 and mask is None:
+        elif masks_required and label == 1:
             report.add(
                 "error",
                 f"{name}: the split names no mask for {path}",
                 "a mask for every anomaly",
                 "copy it again",
             )
+    _report_twins(root, name, report, digests)
+    _report_forms(name, report, sizes, modes)
+    if turned:
+        report.add(
+            "note",
+            f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}",
+        )
+    if dark:
+        report.add(
+            "warning",
+            f"{name}: {len(dark)} 16-bit images use less than 12 bits, so they read nearly black: "
+            f"{_some(dark, root)}",
+            "values that fill 0..65535",
+            "stretch them, all by the same factor",
+        )
+    if lossy:
+        kinds = ", ".join(sorted({lossy_format(p) for p in lossy}))
+        report.add(
+            "warning",
+            f"{name}: {len(lossy)} masks are saved with losses ({kinds}): {_some(lossy, root)}",
+            "PNG, where every value above zero is defect",
+            "only their values above half count; save them again as PNG from the original",
+        )
+    if tiny:
+        report.add("warning", f"{name}: {len(tiny)} images are smaller than {SMALL} pixels: {_some(tiny, root)}")
+
+
+def _report_twins(root: Path, name: str, report: Report, digests: dict[str, list[tuple[str, Path]]]) -> None:
+    """Pictures that are there more than once: SHA-256 of the pixels -> (split, path) of each file."""
     twins = [v for v in digests.values() if len(v) > 1]
     leaks = [v for v in twins if len({s for s, _ in v}) > 1]
     if leaks:
@@ -472,6 +504,10 @@ def _check_files(
             "each picture once",
             "remove the copies",
         )
+
+
+def _report_forms(name: str, report: Report, sizes: Counter, modes: Counter) -> None:
+    """Sizes (width, height) and Pillow's modes, with their numbers, that differ or will be changed on reading."""
     if len(sizes) > 1:
         top = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common(4))
         report.add(
@@ -496,29 +532,6 @@ def _check_files(
             "one kind",
             "a detector may tell them apart by colour alone; convert them alike",
         )
-    if turned:
-        report.add(
-            "note",
-            f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}",
-        )
-    if dark:
-        report.add(
-            "warning",
-            f"{name}: {len(dark)} 16-bit images use less than 12 bits, so they read nearly black: "
-            f"{_some(dark, root)}",
-            "values that fill 0..65535",
-            "stretch them, all by the same factor",
-        )
-    if lossy:
-        kinds = ", ".join(sorted({lossy_format(p) for p in lossy}))
-        report.add(
-            "warning",
-            f"{name}: {len(lossy)} masks are saved with losses ({kinds}): {_some(lossy, root)}",
-            "PNG, where every value above zero is defect",
-            "only their values above half count; save them again as PNG from the original",
-        )
-    if tiny:
-        report.add("warning", f"{name}: {len(tiny)} images are smaller than 32 pixels: {_some(tiny, root)}")
 
 
 def _orientation(path: Path) -> int:

@@ -41,7 +41,7 @@ MISSING = """the ELPV images are not installed.
 
 
 def package_folder() -> Path:
-    """The package's data folder with labels.csv and images/, found without importing the package."""
+    """The package's data folder with labels.csv and images/, found without importing the package; FsadError where it is not installed."""
     spec = importlib.util.find_spec("elpv_dataset")
     for location in (spec.submodule_search_locations or []) if spec else []:
         data = Path(location) / "data"
@@ -77,6 +77,9 @@ def load(category: str | None = None, protocol: str | None = None) -> pd.DataFra
         protocol: "strict" or "half"; by default what the category's name says.
 
     The defect column is "good", "defective" (probability 1) or "probably_defective" (2/3, protocol half only).
+
+    Raises:
+        FsadError: an unknown category or protocol, the package is not installed, or holds other numbers of images.
     """
     if category is not None and category not in VARIANTS:
         raise unknown("ELPV category", category, VARIANTS)

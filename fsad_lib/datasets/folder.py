@@ -118,7 +118,11 @@ def pair_masks(images: list[Path], ground_truth: Path) -> dict[Path, Path | None
 
 
 def rows_of(category: Path, name: str) -> list[tuple]:
-    """The rows of one category's folder; images without a label get -1 and the defect "unknown"."""
+    """The rows of one category's folder, (path, ``name``, split, label, defect, mask); images without a label get -1 and the defect "unknown".
+
+    Raises:
+        FsadError: no normal image, none to judge, or one mask for two images.
+    """
     train = train_folder(category)
     if train is None:
         raise FsadError(f"no train/good in {category}.\n{TREE}")

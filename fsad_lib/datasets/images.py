@@ -107,6 +107,9 @@ def to_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
     >>> from PIL import Image
     >>> to_array(Image.new("RGBA", (2, 1), (255, 0, 0, 0))).tolist()  # fully transparent red is white
     [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
+
+    Raises:
+        FsadError: values out of range, or a mode that cannot be read as RGB; the message begins with ``name``.
     """
     from PIL import Image
 
@@ -168,7 +171,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
 
 
 def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
-    """Several images as one batch (B, 3, size, size), in the order given; see `read_image`."""
+    """Several images as one batch (B, 3, size, size), float32 in [0, 1], in the order given; FsadError for an empty list, and see `read_image`."""
     import torch
 
     if len(paths) == 0:
@@ -211,7 +214,11 @@ def lossy_format(path: str | Path) -> str:
 
 def mask_array(path: str | Path) -> np.ndarray:
     """A mask file, or a folder of one image's masks (their union) -> (H, W) bool. Any value above zero is defect (VisA's masks
-    hold class numbers, not 255); in a lossy file (see `lossy_format`) only values above half count. Transparent pixels are background."""
+    hold class numbers, not 255); in a lossy file (see `lossy_format`) only values above half count. Transparent pixels are background.
+
+    Raises:
+        FsadError: a file that cannot be read, a folder without a mask, or masks of different sizes in it.
+    """
     if Path(path).is_dir():
         masks = [mask_array(p) for p in mask_files(path)]
         if len(sizes := {m.shape for m in masks}) > 1:
@@ -227,7 +234,7 @@ def mask_array(path: str | Path) -> np.ndarray:
 
 
 def checked_mask(path: str | Path, image: str | Path) -> np.ndarray:
-    """`mask_array`, refused when its size is not that of the image that it belongs to."""
+    """`mask_array`, (H, W) bool; FsadError when its size is not that of the image that it belongs to."""
     m = mask_array(path)
     width, height = image_size(image)
     if m.shape != (height, width):

@@ -53,7 +53,11 @@ def counts_of(table: pd.DataFrame) -> tuple[int, int, int]:
 
 
 def check_counts(name: str, found: tuple, expected: tuple, again: str) -> None:
-    """Raise when a copy does not hold the official number of images."""
+    """Raise FsadError when a copy does not hold the official number of images.
+
+    Args:
+        name: of data set and category, for the message. found, expected: (train good, test good, test defective). again: where to get it.
+    """
     if tuple(found) != tuple(expected):
         raise FsadError(
             f"{name}: found {'/'.join(map(str, found))} images (train good/test good/test defective), expected "

@@ -115,7 +115,11 @@ def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
 
 
 def validation_images(data_root: str | Path, category: str) -> list[Path]:
-    """The good images of the official validation split, which the table leaves out; sorted."""
+    """The good images of the official validation split, which the table leaves out; sorted.
+
+    Raises:
+        FsadError: an unknown category, or the data are missing.
+    """
     if category not in COUNTS:
         raise unknown("MVTec LOCO category", category, CATEGORIES)
     root = find_root(absolute(data_root), NAMES, CATEGORIES)

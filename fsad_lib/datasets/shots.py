@@ -28,7 +28,7 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, remembered within this process while its size and time stay the same."""
+    """SHA-256 of a file, remembered within this process while its size and time stay the same; FsadError where it cannot be read."""
     try:
         stat = os.stat(path)
         return _digest(str(path), stat.st_size, stat.st_mtime_ns)
@@ -59,6 +59,9 @@ def manifest_path(
 
     For a user's own folder the name also carries a hash of the training images, since two folders may share a name
     and images are added over time: each state keeps its own manifest.
+
+    Raises:
+        FsadError: names that are no plain ones, or a seed that is not a whole number of at least 0.
     """
     safe_name("data set", dataset), safe_name("category", category)
     if isinstance(seed, bool) or int(seed) != seed or seed < 0:
@@ -81,7 +84,7 @@ def manifest(
     """The seeded order of one category's training images, written on first use and verified on every later one.
 
     Args:
-        table: from `datasets.load`.
+        table: from `datasets.load`. dataset, category, seed: what the order belongs to.
         folder: where manifests lie; <project root>/data/shots by default.
 
     Returns:

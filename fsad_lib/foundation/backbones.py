@@ -43,6 +43,9 @@ class Backbone:
         model, name, image_size, stages: as given or chosen.
         is_transformer: whether features are patch tokens of a transformer.
 
+    Raises:
+        FsadError: a model without intermediate features, or, where no stages are named, without maps of stride 8 and 16.
+
     Example:
         >>> backbone = Backbone(timm.create_model("resnet18"), "resnet18", 64)
         >>> [tuple(f.shape) for f in backbone.features(torch.rand(1, 3, 80, 90))]
@@ -68,13 +71,13 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], resized to the square (bicubic, antialiased) and normalised."""
+        """Images (B, 3, H, W) in [0, 1] as the network wants them: (B, 3, image_size, image_size), resized (bicubic, antialiased) and normalised."""
         x = resize(check_images(x).to(self.device, torch.float32), self.image_size)
         return (x - self._mean.to(x)) / self._std.to(x)
 
     @torch.no_grad()
     def features(self, x: Tensor, batch_size: int = 16) -> list[Tensor]:
-        """Feature maps, one (B, C, h, w) a stage, of images (B, 3, H, W) in [0, 1] of any size."""
+        """Feature maps, one (B, C, h, w) a stage, of images (B, 3, H, W) in [0, 1] of any size, ``batch_size`` at once."""
         parts = [
             self.model.forward_intermediates(
                 self.preprocess(part),
@@ -148,6 +151,7 @@ def load_trunk(name: str, checkpoint: str | Path, image_size: int, device: str |
 
     Args:
         name: timm's name of a ResNet. checkpoint: a local weights file with or without the last stage and the classifier.
+        image_size: side in pixels to which images are resized. device: where to put the model.
 
     Raises:
         FsadError: not a ResNet, a missing file, weights that do not fit.

@@ -121,7 +121,7 @@ class CLIP:
         return v.ln_pre(tokens + v.positional_embedding)
 
     def encode_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the transformer on tokens (B, 1 + n, width) of :meth:`embed_patches` or of a subset of them.
+        """Runs the transformer on the tokens (B, 1 + n, width) that :meth:`embed_patches` gives, or on a subset of them.
 
         Returns:
             f (B, D), of unit norm, and the patch features (B, n, width) after the last layer norm.
@@ -163,7 +163,7 @@ class CLIP:
 
     @torch.no_grad()
     def encode_image(self, x: Tensor, batch_size: int = 64) -> Tensor:
-        """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size."""
+        """Image embeddings f (B, D) of unit norm, for images (B, 3, H, W) in [0, 1] of any size, ``batch_size`` at once."""
         return torch.cat([self.encode_tokens(self.embed_patches(part))[0] for part in check_images(x).split(batch_size)])
 
     # Text
@@ -365,7 +365,11 @@ def patch_grid(checkpoint: str | Path, architecture: str | None = None) -> int |
 
 
 def check_windows(profile: Any, *sections: str) -> None:
-    """Raise where a window of ``winclip.scales`` is larger than the patch grid of a CLIP of the profile's, without reading its weights."""
+    """Raise FsadError where a window of ``winclip.scales`` is larger than the patch grid of one of the profile's CLIPs; reads no weights.
+
+    Args:
+        profile: a :class:`fsad_lib.profiles.Profile`. sections: its sections with a CLIP, e.g. "clip", "winclip_clip".
+    """
     largest = max(profile.winclip.scales)
     for section in sections:
         grid = patch_grid(profile.path(section), getattr(profile, section).architecture)

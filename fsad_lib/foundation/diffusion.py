@@ -67,7 +67,7 @@ class Diffusion:
         image_size: side of the images that are encoded and made; default: the U-Net's ``sample_size`` in pixels.
 
     Attributes:
-        image_size: int, pixels. token_dim: int, length of a learned word. prediction_type: "epsilon" or "v_prediction".
+        image_size: int, pixels. factor: int, pixels per latent cell and side. prediction_type: "epsilon" or "v_prediction".
         alphas_cumprod: (num_train_timesteps,), the products of alpha_t.
 
     Raises:
@@ -131,19 +131,22 @@ class Diffusion:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.unet.parameters()).device
 
     @property
     def token_dim(self) -> int:
+        """Length of a token embedding, hence of a learned word."""
         return self.text_encoder.config.hidden_size
 
     @property
     def num_train_timesteps(self) -> int:
+        """T, the number of noise levels that the U-Net was trained with."""
         return len(self.alphas_cumprod)
 
     # ---------------------------------------------------------------- text
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Ids (B, 77), padded with the tokenizer's own pad token."""
+        """Ids (B, 77) of B texts, cut at 77 tokens and padded with the tokenizer's own pad token."""
         out = self.tokenizer(
             texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
         )
@@ -186,6 +189,9 @@ class Diffusion:
 
         Returns:
             mean and std, each (B, 4, h, w), scaled; ``z = mean + std * eps`` is one sample.
+
+        Raises:
+            FsadError: images that are not as above.
         """
         x = resize(check_images(x), self.image_size).to(self.device)
         parts = [self.vae.encode(2 * part - 1).latent_dist for part in x.split(batch_size)]
@@ -226,13 +232,16 @@ class Diffusion:
         """One image for each prompt.
 
         Args:
-            prompts: B sentences, or text states (B, 77, C).
-            guidance_scale: classifier-free guidance; 1 or less: none.
+            prompts: B sentences, or text states (B, 77, C). concepts: placeholder -> vector (token_dim,), for the learned words in them.
+            num_inference_steps: denoising steps. guidance_scale: classifier-free guidance; 1 or less: none.
             seed: image i starts from the noise of ``generator(seed, "generate", i)``.
             progress: called with (images done, images in all) after each batch.
 
         Returns:
             (B, 3, image_size, image_size) in [0, 1].
+
+        Raises:
+            FsadError: less than one step, one string in place of a list, or a placeholder without a vector.
         """
         _check_steps(num_inference_steps)
         text = self._states(prompts, concepts)
@@ -263,7 +272,7 @@ class Diffusion:
 
         Args:
             x: (B, 3, H, W) in [0, 1]; resized to ``image_size``.
-            prompts: B sentences, or text states (B, 77, C).
+            prompts: B sentences, or text states (B, 77, C). concepts: placeholder -> vector (token_dim,), for the learned words in them.
             strength: share of the noise schedule that is run, in [0, 1]. 0 leaves only the autoencoder's round trip;
                 1 runs all of it, which on diffusers' schedule still begins with a little of the image left (:meth:`generate` begins with
                 noise alone). The number of denoising steps is ``int(num_inference_steps * strength)``.
@@ -368,7 +377,7 @@ def count_steps(strength: float, num_inference_steps: int) -> int:
 
 
 def check_sentences(prompts: Any) -> None:
-    """Raise for a string where a list of sentences is meant: it would be read letter by letter."""
+    """Raise FsadError for a string where a list of sentences is meant: it would be read letter by letter."""
     if isinstance(prompts, str):
         raise FsadError(f"one string found, {prompts[:60]!r}; expected a list of sentences.")
 
@@ -393,6 +402,7 @@ def load_diffusion(
     Args:
         checkpoint: the folder.
         clip: the CLIP (or its open_clip model) whose text tower stands in for a missing ``text_encoder/``.
+        device: where to put the models.
         image_size: overrides the U-Net's own size.
         unet_folder, make: which U-Net of the folder is read, and the class that is made of the parts.
 

@@ -45,7 +45,7 @@ def check_images(x: Any, empty: bool = True) -> Tensor:
 
 
 def resize(x: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as (B, 3, size, size) or (B, 3, *size); bicubic, antialiased, unchanged if they have that size.
+    """Images (B, 3, H, W) in [0, 1] as (B, 3, size, size) or (B, 3, *size); bicubic, antialiased; the same tensor if they have that size already.
 
     Example:
         >>> import torch

@@ -96,7 +96,11 @@ class Inpainting(Diffusion):
         return m
 
     def predict(self, z_t: Tensor, t: Tensor, m_z: Tensor, z_masked: Tensor, text: Tensor) -> Tensor:
-        """The U-Net on [z_t, mask, masked latent]: its prediction of eps (or v), (B, 4, h, w) float32."""
+        """The U-Net on [z_t, mask, masked latent]: its prediction of eps (or v), (B, 4, h, w) float32.
+
+        Args:
+            z_t, z_masked: (B, 4, h, w). m_z: (B, 1, h, w). t: (B,) or one timestep for all. text: (B, 77, C).
+        """
         with torch.autocast(z_t.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
             out = self.unet(torch.cat([z_t, m_z, z_masked], dim=1), t, encoder_hidden_states=text).sample
         return out.float()
@@ -108,10 +112,13 @@ class Inpainting(Diffusion):
 
         Args:
             z: (B, 4, h, w) scaled latents of the whole image. text: (B, 77, C). t: (B,). eps: (B, 4, h, w).
-            m_z, z_masked: see :meth:`masked_latents`.
+            m_z, z_masked: see :meth:`masked_latents`; the loss cannot do without them.
 
         Returns:
             (B,); for a v-prediction model the error of v.
+
+        Raises:
+            FsadError: no mask or no masked latent.
         """
         if m_z is None or z_masked is None:
             raise FsadError("an inpainting model's loss needs the mask and the masked latent; see masked_latents.")
@@ -201,11 +208,11 @@ class Inpainting(Diffusion):
         return z_t
 
     def generate(self, *_: Any, **__: Any) -> Tensor:
-        """Not for an inpainting model."""
+        """Always raises FsadError: an inpainting model does not draw from text alone."""
         raise FsadError("an inpainting model cannot draw from text alone; use inpaint, or load a text-to-image model.")
 
     def sdedit(self, *_: Any, **__: Any) -> Tensor:
-        """Not for an inpainting model."""
+        """Always raises FsadError: an inpainting model edits by :meth:`inpaint`."""
         raise FsadError("an inpainting model edits by inpaint(x, m, ...); a mask of ones edits the whole image.")
 
 
@@ -217,7 +224,7 @@ def load_inpainting(
     Args:
         checkpoint: the folder; its ``unet_inpainting/`` is used where it has one (the miniature), else its ``unet/``. A tokenizer in the
             folder pads as it says: SD 1.5 inpainting with the end of text.
-        clip: the CLIP whose text tower stands in for a missing ``text_encoder/``.
+        clip: the CLIP whose text tower stands in for a missing ``text_encoder/``. device: where to put the models.
         image_size: overrides the U-Net's own size.
 
     Raises:

@@ -82,6 +82,9 @@ class Lpips(nn.Module):
 
         Returns:
             (B, H, W), at least 0.
+
+        Raises:
+            FsadError: see :meth:`features`.
         """
         maps = self.layer_maps(self.features(x) if isinstance(x, Tensor) else x, self.features(y))
         size = size or tuple(y.shape[-2:])

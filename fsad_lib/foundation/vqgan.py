@@ -97,7 +97,7 @@ class VggLpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The last ReLU map of each stage, every pixel's vector of unit length (or zero), of images in [0, 1]."""
+        """The last ReLU map of each stage, every pixel's vector of unit length (or zero): five (B, C, h, w), of images (B, 3, H, W) in [0, 1]."""
         h, out, convs = ((2 * x - 1) - self.shift) / self.scale, [], iter(self.convs)
         for i, stage in enumerate(VGG_CONVS):
             h = F.max_pool2d(h, 2) if i else h
@@ -179,16 +179,18 @@ class VQGAN:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> VQGAN:
+        """Moves all three networks; returns itself."""
         for module in (self.model, self.discriminator, self.perceptual):
             if module is not None:
                 module.to(device)
         return self
 
     def encode(self, x: Tensor) -> Tensor:
-        """q(x): latents (B, channels, H / factor, W / factor) of images, before the codebook.
+        """q(x): latents (B, channels, H / factor, W / factor) of images (B, 3, H, W) in [0, 1], before the codebook.
 
         Raises:
             FsadError: another shape, dtype or range, no image, or sides that `factor` does not divide.
@@ -211,12 +213,12 @@ class VQGAN:
         return codes, loss, index.view(len(z), *z.shape[-2:])
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of latents, without looking anything up in the codebook; about [0, 1], not clamped."""
+        """Images (B, 3, H, W), about [0, 1] and not clamped, of latents (B, channels, h, w), without a look-up in the codebook."""
         return self.model.decode(z, force_not_quantize=True).sample / 2 + 0.5
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, batch_size: int = 8) -> Tensor:
-        """p(E(x)): images through encoder, codebook and decoder, clamped to [0, 1]."""
+        """p(E(x)): images (B, 3, H, W) in [0, 1] through encoder, codebook and decoder, ``batch_size`` at once, clamped to [0, 1]."""
         return torch.cat([self.decode(self.quantize(self.encode(part))[0]).clamp(0, 1) for part in x.split(batch_size)])
 
     def loss(self, x: Tensor, weights: LossWeights = TAMING_WEIGHTS, quantized: tuple[Tensor, Tensor] | None = None) -> VqLoss:
@@ -226,7 +228,7 @@ class VQGAN:
         parts (Esser et al., eq. 7), then by its weight. Absolute differences are of images in [-1, 1], as in the original.
 
         Args:
-            x: (B, 3, H, W) in [0, 1].
+            x: (B, 3, H, W) in [0, 1]. weights: of the parts.
             quantized: the codes and the codebook loss of x where :meth:`quantize` has given them already.
 
         Raises:
@@ -350,6 +352,13 @@ def from_taming(state: Mapping[str, Tensor], path: str | Path = "checkpoint", gr
 
     Raises:
         FsadError: a part is missing or not complete, weights of other sizes, or further layers.
+
+    Example:
+        >>> from diffusers import VQModel
+        >>> vqgan = VQGAN(VQModel(block_out_channels=(8,), norm_num_groups=4), PatchDiscriminator(8, 2), Lpips())
+        >>> again, x = from_taming(to_taming(vqgan), groups=4), torch.rand(1, 3, 16, 16)
+        >>> torch.allclose(again.reconstruct(x), vqgan.reconstruct(x), atol=1e-5)
+        True
     """
     path = Path(path)
     model = _architecture(state, path, groups)
@@ -382,7 +391,11 @@ def from_taming(state: Mapping[str, Tensor], path: str | Path = "checkpoint", gr
 
 
 def to_taming(vqgan: VQGAN) -> dict[str, Tensor]:
-    """The ``state_dict`` under which taming-transformers would keep this VQGAN, in float32; attention weights become 1 x 1 kernels."""
+    """The ``state_dict`` under which taming-transformers would keep this VQGAN, in float32; attention weights become 1 x 1 kernels.
+
+    Raises:
+        FsadError: it has no discriminator or no perceptual distance.
+    """
     levels, state = len(vqgan.model.config.block_out_channels), {}
     for name, value in vqgan.model.state_dict().items():
         theirs = taming_name(name, levels)

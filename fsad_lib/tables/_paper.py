@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fsad_lib.errors import FsadError
+from fsad_lib.profiles import load_profile
 from fsad_lib.runs import project_root
 from fsad_lib.tables._rows import (
     CONTROLS,
@@ -21,12 +22,12 @@ from fsad_lib.tables._rows import (
     SHOTS,
     TABLE1,
     TABLE2,
-    _read_csv,
     collect,
     difference,
     expected_categories,
     mean_over_categories,
     protocol,
+    read_csv,
     reported,
 )
 from fsad_lib.tables._text import interval, number, verdict
@@ -48,10 +49,10 @@ class Block:
 
     def pick(self, shots: int, key: str) -> pd.DataFrame:
         """The rows of one method of :data:`ROWS` at one number of shots."""
-        found = (self._groups.get((shots, *source)) for source in ROWS[key].sources)
-        return next((rows for rows in found if rows is not None), self.rows.iloc[:0])
+        return self._groups.get((shots, *ROWS[key].source), self.rows.iloc[:0])
 
     def mean(self, shots: int, key: str, metric: str = "image_auroc") -> dict:
+        """One method's mean over the data set, see :func:`fsad_lib.tables.mean_over_categories`."""
         return mean_over_categories(self.pick(shots, key), self.expected, metric)
 
     @cached_property
@@ -69,10 +70,12 @@ class Block:
 
     @cached_property
     def expected(self) -> list[str] | None:
+        """The categories that a mean must cover, see :func:`fsad_lib.tables.expected_categories`."""
         return expected_categories(self.dataset)
 
 
 def blocks_of(root: str | Path | None, profile: str, paper_units: bool = True) -> list[Block]:
+    """The blocks of a table: the paper's data sets (only with ``paper_units``), the profile's usual ones, whatever else was run."""
     ours = collect(root, profile)
     real = ours if profile == "paper" else collect(root, "paper")
     blocks = []
@@ -139,7 +142,7 @@ def table2(root: str | Path | None = None, profile: str = "mini", shots: int = 4
     for block in blocks:
         rows = block.rows[(block.rows.shots == shots) & (block.rows.part == "text")]
         for row in table[(table.data_set == block.unit) & (table.profile == block.profile)].itertuples():
-            method = ROWS[row.key].sources[0][0]
+            method = ROWS[row.key].source[0]
             wanted = row.key in (*TABLE2, "object", "label", "winclip", "winclip_adp_backbone")
             cell = mean_over_categories(rows[rows.method == method] if wanted else rows.iloc[:0], block.expected)
             hidden = cell["state"] == "partial" and block.reported
@@ -179,7 +182,7 @@ def hinge(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame
         for shots, rows in block.rows.groupby("shots"):
             folders = [Path(folder) for folder in rows.folder.unique()]
             paths = [folder.parent.with_name("10_personalize_adp") / folder.name / "trace.csv" for folder in folders]
-            traces = [_read_csv(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+            traces = [read_csv(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
             steps = [(trace.hinge[trace.concept == "c_a"].astype(float) > 0) for trace in traces]
             gap = block.gap(shots, "c_a", "c_n")
             records.append(
@@ -286,7 +289,6 @@ def memory_sentence(root: str | Path | None = None, profile: str = "mini", shots
     return "\n".join(lines) or f"No ADP run with {shots} shots in the {profile} profile yet."
 
 
-
 def own_choices(root: str | Path | None = None, profile: str = "mini", method: str = "adp") -> pd.DataFrame:
     """Each value that a method's paper leaves open: name, our value, the reason, the range tried and its effect.
 
@@ -297,8 +299,6 @@ def own_choices(root: str | Path | None = None, profile: str = "mini", method: s
     >>> own_choices(profile="mini").set_index("Name").loc["adp.alpha", "Value"]
     '0.3'
     """
-    from fsad_lib.profiles import load_profile
-
     text = (Path(__file__).parents[1] / "profiles" / f"{load_profile(profile).name}.yaml").read_text(encoding="utf-8")
     settings = load_profile(profile)
     wanted = {f"{method}.{name}" for name in type(getattr(settings, method)).model_fields} | {"winclip.tau"}
@@ -340,5 +340,5 @@ def _extra_choices(root: str | Path | None, name: str) -> pd.DataFrame:
     for folder in (Path(root or project_root()), Path(__file__).parents[2]):
         path = folder / "data" / name
         if path.is_file():
-            return _read_csv(path, path.stat().st_mtime_ns).copy()
+            return read_csv(path, path.stat().st_mtime_ns).copy()
     return pd.DataFrame(columns=["profile", "name", "value", "reason", "tried", "effect"])

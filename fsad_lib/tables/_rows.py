@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fsad_lib import datasets
 from fsad_lib.errors import FsadError
-from fsad_lib.runs import project_root
+from fsad_lib.metrics import bootstrap_mean
+from fsad_lib.runs import open_run, project_root, read_record
 
 SHOTS = (2, 4, 8, 16)
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "aupro")
@@ -23,36 +25,31 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a table: the (method, part) pairs of ``metrics.json`` that may hold it, first match wins."""
+    """One method of a table: its name there, and the (method, part) of ``metrics.json`` that hold it."""
 
     key: str
     label: str
-    sources: tuple[tuple[str, str], ...]
+    source: tuple[str, str]
     control: bool = False
 
 
 ROWS: dict[str, Row] = {
     row.key: row
     for row in (
-        Row("ti", "TI", (("ti", "sum"),)),
-        Row("c_n", "c_n", (("c_n", "sum"),)),
-        Row("c_a", "c_a", (("c_a", "sum"),)),
-        Row("winclip", "WinCLIP+", (("winclip", "sum"),)),
-        Row("adp", "ADP", (("adp", "sum"),)),
-        Row("adp_l", "ADP_l", (("adp_l", "sum"),)),
-        Row("memory", "memory only", (("adp", "memory"), ("memory", "memory")), True),
-        Row("adp_text", "ADP, text only", (("adp", "text"),), True),
-        Row("object", 'untrained word "object"', (("object", "sum"),), True),
-        Row("object_text", 'untrained word "object", text only', (("object", "text"),), True),
-        Row("label", "class label, untrained", (("label", "sum"),), True),
-        Row("winclip_text", "WinCLIP, text only", (("winclip", "text"),), True),
-        Row("winclip_adp_backbone", "WinCLIP+ on ADP's backbone", (("winclip_adp_backbone", "sum"),), True),
-        Row(
-            "patch_memory",
-            "patch memory (nearest neighbour)",
-            (("patch_memory", "memory"), ("patch_memory", "sum")),
-            True,
-        ),
+        Row("ti", "TI", ("ti", "sum")),
+        Row("c_n", "c_n", ("c_n", "sum")),
+        Row("c_a", "c_a", ("c_a", "sum")),
+        Row("winclip", "WinCLIP+", ("winclip", "sum")),
+        Row("adp", "ADP", ("adp", "sum")),
+        Row("adp_l", "ADP_l", ("adp_l", "sum")),
+        Row("memory", "memory only", ("adp", "memory"), True),
+        Row("adp_text", "ADP, text only", ("adp", "text"), True),
+        Row("object", 'untrained word "object"', ("object", "sum"), True),
+        Row("object_text", 'untrained word "object", text only', ("object", "text"), True),
+        Row("label", "class label, untrained", ("label", "sum"), True),
+        Row("winclip_text", "WinCLIP, text only", ("winclip", "text"), True),
+        Row("winclip_adp_backbone", "WinCLIP+ on ADP's backbone", ("winclip_adp_backbone", "sum"), True),
+        Row("patch_memory", "patch memory (nearest neighbour)", ("patch_memory", "memory"), True),
     )
 }
 CONTROLS = tuple(key for key, row in ROWS.items() if row.control)
@@ -75,7 +72,6 @@ COLUMNS = [
     "profile", "dataset", "category", "unit", "shots", "seed", "tag", "method", "part", "group", *METRICS, LOCO_METRIC, "n", "folder",
 ]  # fmt: skip
 CELL = ["dataset", "category", "shots", "seed", "tag"]  # what one row of a grid is
-
 
 
 def unit_name(dataset: str, category: str) -> str:
@@ -108,8 +104,6 @@ def expected_categories(dataset: str) -> list[str] | None:
     """The categories a data-set mean must cover; None where a unit is a single category (ELPV, a user's folder)."""
     if dataset in ("elpv", "folder"):
         return None
-    from fsad_lib import datasets
-
     return datasets.categories(dataset)
 
 
@@ -120,13 +114,13 @@ def protocol(dataset: str, category: str = "") -> str:
     return PROTOCOLS.get(dataset, "")
 
 
-def collect(root: str | Path | None = None, profile: str = "mini", paper: str = "adp", tag: str = "") -> pd.DataFrame:
+def collect(root: str | Path | None = None, profile: str = "mini", method: str = "adp", tag: str = "") -> pd.DataFrame:
     """The metric rows of every complete evaluate run below ``root/data/runs/profile``.
 
     Args:
         root: project folder (default: the current project).
         profile: "mini" or "paper".
-        paper: which method's evaluate runs ("adp" or "anomalysd").
+        method: whose evaluate runs: "adp", "anomalysd" or "tgvig".
         tag: only runs with this tag; untagged ones by default, so that experiments never enter a table.
 
     Runs on a user's own folder are left out: their results lie in the run's folder, and tables that are committed or shared must not
@@ -141,24 +135,24 @@ def collect(root: str | Path | None = None, profile: str = "mini", paper: str = 
         FsadError: a ``metrics.json`` that cannot be read, or lacks a field, or holds a value outside [0, 1].
     """
     root = Path(root or project_root()).resolve()
-    paths = sorted((root / "data" / "runs" / profile).glob(f"*/*/[0-9][0-9]_evaluate_{paper}/k*_seed*/metrics.json"))
+    paths = sorted((root / "data" / "runs" / profile).glob(f"*/*/[0-9][0-9]_evaluate_{method}/k*_seed*/metrics.json"))
     paths = [path for path in paths if path.parts[-5] != "folder"]
     stamps = tuple(path.stat().st_mtime_ns for path in paths)
-    table = _collected(root, profile, paper, tag, tuple(paths), stamps)
+    table = _collected(root, profile, method, tag, tuple(paths), stamps)
     copy = table.copy()
     copy.attrs["stale"] = list(table.attrs["stale"])
     return copy
 
 
 @lru_cache(maxsize=64)
-def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path, ...], stamps) -> pd.DataFrame:
+def _collected(root: Path, profile: str, method: str, tag: str, paths: tuple[Path, ...], stamps: tuple[int, ...]) -> pd.DataFrame:
     records, stale = [], []
     for path in paths:
         match = re.fullmatch(r"k(\d+)_seed(\d+)(?:_(.+))?", path.parent.name)
         if match is None or (match[3] or "") != tag:
             continue
         rows = _metric_rows(path)
-        if rows and root == project_root() and _stale(path.parent, paper):
+        if rows and root == project_root() and is_stale(path.parent, method):
             stale.append(str(path.parent.relative_to(root)))
             continue
         dataset = path.parts[-5]
@@ -178,16 +172,14 @@ def _collected(root: Path, profile: str, paper: str, tag: str, paths: tuple[Path
     return table
 
 
-def _stale(folder: Path, paper: str) -> bool:
+def is_stale(folder: Path, method: str) -> bool:
     """Whether a finished run would be repeated today; False where that cannot be found out on this machine."""
-    from fsad_lib.runs import open_run, read_record
-
     provenance = read_record(folder / "provenance.json")
     given, then = provenance.get("parameters") or {}, provenance.get("ingredients") or {}
     try:
         run = open_run(
-            folder.parent.name.removesuffix(f"_{paper}"),
-            paper,
+            folder.parent.name.removesuffix(f"_{method}"),
+            method,
             **{k: given[k] for k in ("profile", "dataset", "category", "shots", "seed")},
             **{k: given[k] for k in ("tag", "data_root", "overrides") if k in given},
         )
@@ -214,7 +206,8 @@ def _metric_rows(path: Path) -> list[dict]:
 
 
 @lru_cache(maxsize=16)
-def _read_csv(path: Path, stamp: int) -> pd.DataFrame:
+def read_csv(path: Path, stamp: int) -> pd.DataFrame:
+    """A CSV with its shots as text and empty cells as they are, remembered for its time ``stamp``: copy it before changing it."""
     return pd.read_csv(path, dtype={"shots": str}, keep_default_na=False)
 
 
@@ -226,33 +219,37 @@ def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
     >>> table[(table.dataset == "visa") & (table.shots == 4) & (table.method == "adp")]["mean"].item()
     87.7
     """
-    folders = [Path(root or project_root()) / "data" / "reported", Path(__file__).parents[2] / "data" / "reported"]
+    table = read_reported(name, root)
+    if name != "adp_claims":
+        table["shots"] = table["shots"].astype(int)
+        table["mean"] = table["mean"].astype(float)
+        table["std"] = pd.to_numeric(table["std"])
+    return table
+
+
+def read_reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
+    """``data/reported/<name>.csv`` of the project in ``root``, else of the one that holds this library; numbers as they are read, shots as text.
+
+    Raises:
+        FsadError: no such table; those that exist are named.
+    """
+    folders = [Path(folder) / "data" / "reported" for folder in (root or project_root(), Path(__file__).parents[2])]
     for folder in folders:
         path = folder / f"{name}.csv"
         if path.is_file():
-            table = _read_csv(path, path.stat().st_mtime_ns).copy()
-            if name != "adp_claims":
-                table["shots"] = table["shots"].astype(int)
-                table["mean"] = table["mean"].astype(float)
-                table["std"] = pd.to_numeric(table["std"])
-            return table
+            return read_csv(path, path.stat().st_mtime_ns).copy()
     known = sorted(p.stem for folder in folders for p in folder.glob("*.csv"))
     raise FsadError(f"No reported table {name!r} in {folders[0]}; there are: {', '.join(dict.fromkeys(known)) or 'none'}.")
 
 
-
 def pick(rows: pd.DataFrame, key: str) -> pd.DataFrame:
-    for method, part in ROWS[key].sources:
-        found = rows[(rows.method == method) & (rows.part == part)]
-        if len(found):
-            return found
-    return rows.iloc[:0]
+    """The rows of one method of :data:`ROWS`, from a table with the columns method and part; none where it was not run."""
+    method, part = ROWS[key].source
+    return rows[(rows.method == method) & (rows.part == part)]
 
 
 def bootstrap_categories(values: pd.Series) -> tuple[float, float, float]:
     """(mean, low, high) over a Series indexed by category."""
-    from fsad_lib.metrics import bootstrap_mean
-
     return bootstrap_mean({str(name): float(value) for name, value in values.items()})
 
 
@@ -286,9 +283,13 @@ def _seed_scores(picked: pd.DataFrame) -> list[tuple[np.ndarray, ...]] | None:
     return [tuple(column[k] for column in t) for t, k in zip(found, keep, strict=True)]
 
 
-def _wins(seeds: list[tuple[np.ndarray, ...]], group: str = "all") -> np.ndarray | None:
+def wins_of(seeds: list[tuple[np.ndarray, ...]], group: str = "all") -> np.ndarray | None:
     """(anomalous, normal) matrix of the share of seeds in which the anomalous image scores higher (ties half); its mean is
-    the mean AUROC over the seeds. None without images of both classes."""
+    the mean AUROC over the seeds. None without images of both classes.
+
+    Args:
+        seeds: path, label, seen and score, each (N,), of every seed; the same images in the same order. group: "all", "seen" or "unseen".
+    """
     _, label, seen, _ = seeds[0]
     bad = (label == 1) & (True if group == "all" else seen == (group == "seen"))
     good = label == 0
@@ -304,8 +305,8 @@ def _draws(size: int, n: int, seed: int) -> np.ndarray:
     return (counts / size).astype(np.float32)
 
 
-def _bootstrap_images(wins: np.ndarray, n: int = 2000) -> tuple[float, float, float]:
-    """Resample anomalous and normal images with replacement, each within its class. -> (mean, 2.5 %, 97.5 %)."""
+def bootstrap_images(wins: np.ndarray, n: int = 2000) -> tuple[float, float, float]:
+    """Mean, 2.5 and 97.5 % percentile of a matrix of :func:`wins_of`, or of the difference of two: images are resampled within their class."""
     draws = ((_draws(wins.shape[0], n, 0) @ wins.astype(np.float32)) * _draws(wins.shape[1], n, 1)).sum(1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(wins.mean()), float(low), float(high)
@@ -353,9 +354,9 @@ def mean_over_categories(
         _, low, high = bootstrap_categories(full.mean(axis=1))
     elif metric == "image_auroc":
         seeds = _seed_scores(picked[picked.category.isin(full.index) & picked.seed.isin(full.columns)])
-        wins = None if seeds is None else _wins(seeds, group)
+        wins = None if seeds is None else wins_of(seeds, group)
         if wins is not None:
-            _, low, high = _bootstrap_images(wins)
+            _, low, high = bootstrap_images(wins)
     return {
         "mean": 100 * per_seed.mean(),
         "std": 100 * per_seed.std(ddof=1) if len(per_seed) > 1 else np.nan,
@@ -387,8 +388,8 @@ def difference(left: pd.DataFrame, right: pd.DataFrame, metric: str = "image_aur
     else:
         low = high = np.nan
         seeds = _seed_scores(pd.concat([a.loc[shared], b.loc[shared]]).reset_index())
-        wins = [None] if seeds is None else [_wins(part, group) for part in (seeds[: len(shared)], seeds[len(shared) :])]
+        wins = [None] if seeds is None else [wins_of(part, group) for part in (seeds[: len(shared)], seeds[len(shared) :])]
         if all(w is not None for w in wins) and metric == "image_auroc" and group in ("all", "seen", "unseen"):
-            _, low, high = (100 * v for v in _bootstrap_images(wins[0] - wins[1]))
+            _, low, high = (100 * v for v in bootstrap_images(wins[0] - wins[1]))
     found = {"mean": per_category.mean(), "low": low, "high": high, "per_category": per_category}
     return found if len(per_category) > 1 else found | {"per_seed": (100 * (a.loc[shared, metric] - b.loc[shared, metric])).groupby("seed").mean()}

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from fsad_lib.tables._rows import CELL, COLUMNS, NONE, NOT_RUN
 
 
 def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
-    """
+    """Mean, standard deviation and number of seeds, to one place.
+
     >>> number(95.84, 0.41, 3), number(95.84), number(float("nan"))
     ('95.8 ± 0.4 (3)', '95.8', '–')
     """
@@ -27,7 +29,8 @@ def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
 
 
 def interval(gap: dict) -> str:
-    """
+    """A difference with its 95 % interval (mean, low, high), to one place; without the brackets where there is no interval.
+
     >>> interval({"mean": 1.74, "low": -0.2, "high": 3.01})
     '+1.7 [-0.2, +3.0]'
     """
@@ -53,17 +56,24 @@ def verdict(gap: dict) -> str:
     return says if seeds is None or (seeds > 0).all() or (seeds < 0).all() else "unclear"
 
 
-def _ours(row) -> str:
-    state, covered = row.state, f"{row.categories} of {row.expected} categories"
-    if state in (NOT_RUN, NONE):
-        return state
-    if math.isnan(row.ours):
+def cell_text(row: Any) -> str:
+    """Our value of a row with ours, ours_std, n_seeds, categories, expected and state: "95.8 ± 0.4 (3)", and what it does not cover.
+
+    >>> from types import SimpleNamespace
+    >>> cell = dict(ours=95.84, ours_std=0.41, n_seeds=3, categories=2, expected=8)
+    >>> cell_text(SimpleNamespace(**cell, state="partial")), cell_text(SimpleNamespace(**cell, state="not run"))
+    ('95.8 ± 0.4 (3), 2 of 8 categories only', 'not run')
+    """
+    if row.state in (NOT_RUN, NONE):
+        return row.state
+    covered = f"{row.categories} of {row.expected} categories"
+    if pd.isna(row.ours):
         return f"partial: {covered}"
-    return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if state == "partial" else "")
+    return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if row.state == "partial" else "")
 
 
 def show(table: pd.DataFrame) -> pd.DataFrame:
-    """A result of :func:`table1`, :func:`table2`, :func:`seen_unseen`, :func:`per_category` or :func:`all_metrics`
+    """A result of ``table1``, ``table2``, ``seen_unseen``, ``per_category`` or ``all_metrics``
     as text, for reading: one row per data set and method.
 
     "95.8 ± 0.4 (3)" is mean, standard deviation over seeds, number of seeds; the bracket after it the 95 % interval.
@@ -86,11 +96,11 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
             if "reported" in part:
                 if block.reported.notna().any():
                     columns["Reported"] = [number(r.reported, r.reported_std) for r in part.itertuples()]
-                columns["Ours"] = [_ours(r) for r in part.itertuples()]
+                columns["Ours"] = [cell_text(r) for r in part.itertuples()]
                 if block.difference.notna().any():
                     columns["Difference"] = [NONE if math.isnan(v) else f"{v:+.1f}" for v in part.difference]
             elif "expected" in part:
-                columns[""] = [_ours(r) for r in part.itertuples()]
+                columns[""] = [cell_text(r) for r in part.itertuples()]
             else:
                 columns[""] = [
                     NOT_RUN if r.state == NOT_RUN else number(r.ours, r.ours_std, r.n_seeds) for r in part.itertuples()
@@ -122,7 +132,8 @@ _SYMBOLS = {r"ADP\_l": r"ADP$_\ell$", r"c\_n": "$c_n$", r"c\_a": "$c_a$"}
 
 
 def latex_escape(text: object) -> str:
-    r"""
+    r"""A text as LaTeX prints it, with the symbols of the methods' names.
+
     >>> latex_escape("50 % of c_n & ADP_l")
     '50 \\% of $c_n$ \\& ADP$_\\ell$'
     >>> latex_escape("∞: equal images")
@@ -183,13 +194,15 @@ def to_latex(display: pd.DataFrame, caption: str = "", label: str = "", notes: S
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def check_name(name: str) -> str:
+def check_file_name(name: str) -> str:
+    """``name`` as the name of a file without its ending; FsadError for one that could leave its folder."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name:
         raise FsadError(f"Found the file name {name!r}; expected letters, digits, '_', '-' and single dots, no folders.")
     return name
 
 
 def to_csv(table: pd.DataFrame) -> str:
+    """CSV without an index, numbers to four places."""
     out = io.StringIO()
     rounded = table.copy()
     for column in rounded.select_dtypes("float"):
@@ -204,7 +217,7 @@ def write_rows(rows: pd.DataFrame, method: str, profile: str, root: Path) -> Pat
     Raises:
         FsadError: the file there holds more cells than `rows`: a few runs never replace the grid behind the committed tables.
     """
-    path = root / "data" / "results" / f"{method}_{check_name(profile)}.csv"
+    path = root / "data" / "results" / f"{method}_{check_file_name(profile)}.csv"
     here, there = len(rows[CELL].drop_duplicates()), len(pd.read_csv(path)[CELL].drop_duplicates()) if path.is_file() else 0
     if here < there:
         raise FsadError(
@@ -236,7 +249,7 @@ def write_table(
     Returns:
         The three paths. Files are replaced one by one, never half-written.
     """
-    check_name(name)
+    check_file_name(name)
     folder = Path(folder) if folder is not None else project_root() / "figures"
     if table.index.name is not None:
         table = table.reset_index()

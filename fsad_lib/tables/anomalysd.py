@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fsad_lib.metrics import bootstrap_mean
 from fsad_lib.profiles import load_profile
 from fsad_lib.runs import ALL, overrides_tag, project_root
 from fsad_lib.tables._paper import own_choices
@@ -17,16 +18,16 @@ from fsad_lib.tables._rows import (
     NONE,
     NOT_RUN,
     PAPER_UNITS,
-    _bootstrap_images,
-    _wins,
+    bootstrap_images,
     collect,
     difference,
     expected_categories,
     mean_over_categories,
     reported,
     units,
+    wins_of,
 )
-from fsad_lib.tables._text import interval, number, verdict, write_rows, write_table
+from fsad_lib.tables._text import cell_text, interval, number, verdict, write_rows, write_table
 
 __all__ = [
     "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "NAMES", "ROWS", "SHOTS", "ablation_overrides", "ablations", "all_rows", "compare", "context", "contributions",
@@ -149,15 +150,6 @@ def context(root: str | Path | None = None) -> pd.DataFrame:
     return wide.rename_axis(columns=None)
 
 
-def _cell(row) -> str:
-    if row.state in (NOT_RUN, NONE):
-        return row.state
-    covered = f"{row.categories} of {row.expected} categories"
-    if pd.isna(row.ours):
-        return f"partial: {covered}"
-    return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if row.state == "partial" else "")
-
-
 def show_main(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`main_table` for reading: one row per data set, method, protocol and metric, columns Reported, Ours, Difference by shots; without
     the metrics that a data set does not have."""
@@ -167,7 +159,7 @@ def show_main(table: pd.DataFrame) -> pd.DataFrame:
         said = [number(v) for v in text.reported]
         gaps = [NONE if pd.isna(v) else f"{v:+.1f}" for v in text.difference]
         shot = f"{k} shot" if k == 1 else f"{k} shots"
-        columns = {f"{shot}: Ours": [_cell(r) for r in text.itertuples()]}
+        columns = {f"{shot}: Ours": [cell_text(r) for r in text.itertuples()]}
         if text.reported.notna().any():
             columns = {f"{shot}: Reported": said} | columns | {f"{shot}: Difference": gaps}
         blocks.append(pd.DataFrame(columns, index=text.index))
@@ -289,7 +281,7 @@ def show_ablations(table: pd.DataFrame) -> pd.DataFrame:
         record = {"Data set": unit, "Profile": profile, "Method": variant}
         for row in block.itertuples():
             gap = {"mean": row.gap, "low": row.gap_low, "high": row.gap_high}
-            record[METRICS[row.metric]] = _cell(row)
+            record[METRICS[row.metric]] = cell_text(row)
             record[f"{METRICS[row.metric]}: change"] = NONE if pd.isna(row.gap) else interval(gap)
         records.append(record)
     return pd.DataFrame(records)
@@ -373,8 +365,6 @@ def compare(
     """AnomalySD (category given) against each of ``others``, (method, protocol), one line each, from the rows of one run: the paired
     difference over its categories with the 95 % interval of a bootstrap over them; over the images of ``predictions`` where there is one
     category (image AUROC only), and without a verdict where no interval can be had."""
-    from fsad_lib.metrics import bootstrap_mean
-
     table = pd.DataFrame([row for row in rows if row["group"] == "all" and row.get(metric) is not None])
     if table.empty:
         return f"No {METRICS[metric]}: it needs good and defective images{'' if metric == 'image_auroc' else ' with masks'}."
@@ -401,8 +391,8 @@ def _image_gap(predictions: pd.DataFrame, key: tuple[str, str]) -> tuple[float, 
     wins = []
     for method, part in (("anomalysd", "given"), key):
         table = predictions[(predictions.method == method) & (predictions.part == part) & (predictions.label >= 0)].sort_values("path")
-        wins.append(_wins([tuple(table[column].to_numpy() for column in ("path", "label", "seen", "score"))]))
-    return _bootstrap_images(wins[0] - wins[1])
+        wins.append(wins_of([tuple(table[column].to_numpy() for column in ("path", "label", "seen", "score"))]))
+    return bootstrap_images(wins[0] - wins[1])
 
 
 # -------------------------------------------------------------------- files

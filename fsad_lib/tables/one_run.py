@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fsad_lib.errors import FsadError
-from fsad_lib.runs import open_run, project_root
+from fsad_lib.runs import open_run, project_root, read_record
 from fsad_lib.tables._rows import (
     CELL,
     METRICS,
@@ -18,13 +18,14 @@ from fsad_lib.tables._rows import (
     PAPER_UNITS,
     ROWS,
     SHOTS,
-    _bootstrap_images,
-    _read_csv,
-    _wins,
+    bootstrap_images,
     expected_categories,
+    pick,
+    read_csv,
     unit_name,
+    wins_of,
 )
-from fsad_lib.tables._text import check_name, interval, verdict
+from fsad_lib.tables._text import check_file_name, interval, verdict
 
 __all__ = [
     "GRID_SEEDS", "by_defect", "control_sentences", "coverage", "describe", "destination", "drawable", "examples", "failures",
@@ -73,11 +74,10 @@ def scores_of(predictions: pd.DataFrame, key: str) -> pd.DataFrame:
     """
     if key not in ROWS:
         raise FsadError(f"Unknown method {key!r}; the methods are {', '.join(ROWS)}.")
-    for method, part in ROWS[key].sources:
-        found = predictions[(predictions.method == method) & (predictions.part == part)]
-        if len(found):
-            return found[["path", "label", "defect", "seen", "score"]].sort_values("path", ignore_index=True)
-    raise FsadError(f"The run holds no scores of {ROWS[key].label!r}; evaluate it again.")
+    found = pick(predictions, key)
+    if found.empty:
+        raise FsadError(f"The run holds no scores of {ROWS[key].label!r}; evaluate it again.")
+    return found[["path", "label", "defect", "seen", "score"]].sort_values("path", ignore_index=True)
 
 
 def gap(predictions: pd.DataFrame, left: str, right: str, group: str = "all") -> dict[str, float]:
@@ -94,10 +94,10 @@ def gap(predictions: pd.DataFrame, left: str, right: str, group: str = "all") ->
     wins = []
     for key in (left, right):
         table = scores_of(predictions[predictions.label >= 0], key)
-        wins.append(_wins([tuple(table[c].to_numpy() for c in ("path", "label", "seen", "score"))], group))
+        wins.append(wins_of([tuple(table[c].to_numpy() for c in ("path", "label", "seen", "score"))], group))
     if wins[0] is None:
         raise FsadError(f"Found no good, or no defective, image in group {group!r}; expected both.")
-    mean, low, high = _bootstrap_images(wins[0] - wins[1])
+    mean, low, high = bootstrap_images(wins[0] - wins[1])
     return {
         "left": 100 * wins[0].mean(), "right": 100 * wins[1].mean(), "mean": 100 * mean, "low": 100 * low, "high": 100 * high
     }  # fmt: skip
@@ -276,9 +276,9 @@ def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | No
     """Where tables and figures go, and why: ``figures/``, or ``figures/partial/`` when fewer cells are complete on this machine than
     stand behind the committed ``data/results/<method>_<profile>.csv``, so that a small run never replaces the full grid's tables."""
     root = Path(root or project_root())
-    path = root / "data" / "results" / f"{check_name(method)}_{check_name(profile)}.csv"
+    path = root / "data" / "results" / f"{check_file_name(method)}_{check_file_name(profile)}.csv"
     here = len(rows[CELL].drop_duplicates())
-    there = len(_read_csv(path, path.stat().st_mtime_ns)[CELL].drop_duplicates()) if path.is_file() else 0
+    there = len(read_csv(path, path.stat().st_mtime_ns)[CELL].drop_duplicates()) if path.is_file() else 0
     if here >= max(there, 1):
         return root / "figures", f"{here} complete cells: tables and figures go to figures/."
     why = f"{here} complete cells here, {there} behind the committed tables" if there else "No complete cell of this profile here"
@@ -308,8 +308,6 @@ def drawable(profile: str = "mini", method: str = "adp", dataset: str | None = N
 
 
 def _parameters(folder: Path) -> dict:
-    from fsad_lib.runs import read_record
-
     return read_record(folder / "provenance.json").get("parameters") or {}
 
 

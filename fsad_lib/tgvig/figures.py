@@ -28,7 +28,9 @@ from fsad_lib.plots import (
     styled,
     to_pixels,
 )
-from fsad_lib.runs import replacing
+from fsad_lib.runs import open_run, project_root, replacing
+from fsad_lib.tables import mean_over_categories
+from fsad_lib.tables import tgvig as tables
 
 __all__ = [
     "CAPTIONS", "arm_points", "captions", "gain_points", "image_rows", "loss_curves", "map_rows", "of_rows", "of_run", "overview", "prompt_similarity",
@@ -105,7 +107,7 @@ def _scatter(ax: Axes, cosine: np.ndarray, best: int, worst: int, label: str) ->
 
 
 @styled
-def prompt_similarity(selection: Any, to_name=None) -> Figure:
+def prompt_similarity(selection: Any, to_name: Any = None) -> Figure:
     """Figure 7, top: the cosine of every prompt to the object's name (left, where given) and to the original images (right).
 
     Args:
@@ -143,7 +145,7 @@ def similarity_curves(traces: Mapping[str, pd.DataFrame], columns: int = 3) -> F
 
 
 @styled
-def variance_map(x, mean, variance, images, size: float = 1.5) -> Figure:
+def variance_map(x: Any, mean: Any, variance: Any, images: Any, size: float = 1.5) -> Figure:
     """An original, its latent distribution (mean and standard deviation of every cell, averaged over the channels), and images drawn from it.
 
     Args:
@@ -172,7 +174,7 @@ def _rounded(value: float) -> str:
 
 
 @styled
-def map_rows(x, maps: Mapping[str, Any], masks=None, titles: Sequence[str] | None = None, size: float = 1.15, shared: bool = False) -> Figure:
+def map_rows(x: Any, maps: Mapping[str, Any], masks: Any = None, titles: Sequence[str] | None = None, size: float = 1.15, shared: bool = False) -> Figure:
     """Test images, their anomaly maps in several arms, the true defect: one row per image. Each column has one colour scale, from the lowest to the
     highest value of its maps, or, ``shared``, all columns have one; a column's head gives its own two values.
 
@@ -298,8 +300,6 @@ def loss_curves(losses: pd.DataFrame, columns: int = 3) -> Figure:
     Args:
         losses: of :func:`fsad_lib.tables.tgvig.losses`.
     """
-    from fsad_lib.tables import tgvig as tables
-
     groups = {key: block for key, block in losses.groupby(["baseline", "data_set", "shots"], sort=False)}
     if not groups:
         raise FsadError("Nothing to draw: no trained detector was run. Run: python -m fsad_lib grid tgvig --baselines cflow efficientad reverse_distillation.")
@@ -368,7 +368,7 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
 # -------------------------------------------------------------------- files
 def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
     """Figures of one stage 22 run whose products are on this machine ("overview", "prompts", "images", "similarity"); empty otherwise."""
-    from fsad_lib.tgvig import stages
+    from fsad_lib.tgvig import stages  # here, because it reads the models' libraries
 
     source = stages.source_run(run)
     if not source.has("prompt.json", "generated.npz", "trace.csv", "quality.json"):
@@ -398,8 +398,7 @@ def _of_iterations(made: Any, names: Mapping[str, str]) -> dict[str, Any]:
 def write_all(root: str | Path | None = None, profile: str = "mini", setting: str = "1", folder: Path | None = None) -> list[Path]:
     """The figures of the runs that are complete, numbered as in the paper (arXiv v1), and their captions, into ``folder`` (``root/figures``). Nothing is drawn of
     what was not run."""
-    from fsad_lib.runs import open_run, project_root
-    from fsad_lib.tables import tgvig as tables
+    from fsad_lib.tgvig import stages  # here, because it reads the models' libraries
 
     folder = folder or Path(root or project_root()) / "figures"
     suffix, written = "" if profile == "mini" else f"_{profile}", []
@@ -420,8 +419,6 @@ def write_all(root: str | Path | None = None, profile: str = "mini", setting: st
     one = rows[(rows.shots == 1) & (rows.method == "patchcore") & (rows.group == "all")]
     traces, varied = {}, False
     for (dataset, category), block in one.groupby(["dataset", "category"], sort=False):
-        from fsad_lib.tgvig import stages
-
         seed = int(block.seed.min())
         run = stage22(dataset, category, seed)
         result = block[(block.seed == seed) & block.part.isin(COLOURS)].assign(arm=lambda t: t.part, ours=lambda t: 100 * t.image_auroc)
@@ -478,7 +475,8 @@ def of_rows(rows: pd.DataFrame, gains: pd.DataFrame, profile: str = "mini", sett
 
 
 def _counted(n: int, what: str) -> str:
-    """
+    """A number and what it counts, in the plural where there are several.
+
     >>> _counted(1, "seed"), _counted(3, "seed")
     ('1 seed', '3 seeds')
     """
@@ -487,8 +485,6 @@ def _counted(n: int, what: str) -> str:
 
 def _gains(rows: pd.DataFrame, gains: pd.DataFrame, profile: str) -> dict[str, dict[str, pd.DataFrame]]:
     """Figure 4 -> title -> points: every detector's gain, then that of each product at 1 shot."""
-    from fsad_lib.tables import tgvig as tables
-
     table = gains[(gains.profile == profile) & (gains.metric == "image_auroc") & gains.gain.notna()]
     label = [f"{r.data_set}, {tables.words(r.shots)}, {r.baseline}" for r in table.itertuples()]
     note = [f"{_counted(int(r.categories), 'product')}, {_counted(int(r.n_seeds), 'seed')}" for r in table.itertuples()]
@@ -508,8 +504,6 @@ def _gains(rows: pd.DataFrame, gains: pd.DataFrame, profile: str) -> dict[str, d
 
 def _level(block: pd.DataFrame, label: str, metric: str, group: str = "all") -> pd.DataFrame:
     """The arms of one group of points: means over the categories and seeds of ``block``, with their 95 % intervals."""
-    from fsad_lib.tables import mean_over_categories
-
     records = []
     for arm in COLOURS:
         part = block[(block.part == arm) & (block.group == group)]
@@ -523,8 +517,6 @@ def _level(block: pd.DataFrame, label: str, metric: str, group: str = "all") -> 
 
 def _levels(rows: pd.DataFrame, profile: str, setting: str) -> dict[str, dict[str, pd.DataFrame]]:
     """Figures 1, 5 and 6 -> title -> points: one product, objects and textures, logical and structural defects."""
-    from fsad_lib.tables import tgvig as tables
-
     rows = rows[rows.dataset.isin(["minifab"] if profile == "mini" else list(tables.UNITS))]
     found: dict[str, dict[str, pd.DataFrame]] = {"figure1_one_product": {}, "figure5_objects_textures": {}, "figure6_logical_structural": {}}
     whole = rows[rows.group == "all"]

@@ -87,7 +87,7 @@ def augment(x: Tensor, n: int, factor: int, seed: int | str = 0, settings: Augme
     """I_1 .. I_N of one original, itself first; deterministic in (seed, i).
 
     Args:
-        x: (3, H, W) in [0, 1]. n: N, at least 1. factor: pixels per latent cell.
+        x: (3, H, W) in [0, 1]. n: N, at least 1. factor: pixels per latent cell. settings: how far an image is changed.
 
     Returns:
         (N, 3, H, W) in [0, 1]; what a shift uncovers is mirrored from inside.
@@ -164,6 +164,9 @@ def sample(distribution: LatentDistribution, m: int, *key: int | str) -> Tensor:
     Where all codes agree, their variance is 0, or the square of the straight-through sum's rounding error; the gradient of its root is then
     taken as 0, not as infinite or as that rounding error made large.
 
+    Args:
+        distribution: of one original. m: M. key: what the noise depends on, besides j.
+
     Example:
         >>> sample(LatentDistribution(torch.zeros(2, 4, 4), torch.ones(2, 4, 4)), 3, 0).shape
         torch.Size([3, 2, 4, 4])
@@ -176,7 +179,7 @@ def sample(distribution: LatentDistribution, m: int, *key: int | str) -> Tensor:
 
 
 def images_each(m: int, originals: int) -> int:
-    """ceil(M / K), how many images each of K originals gets; together at least M.
+    """ceil(M / K), how many images each of K originals gets; together at least M. FsadError unless both are at least 1.
 
     >>> images_each(20, 1), images_each(20, 3)
     (20, 7)
@@ -195,6 +198,8 @@ def synthesize(
 
     Args:
         x: (K, 3, H, W) originals in [0, 1]. m: M. n: N augmented images of each original.
+        variance: see :func:`latent_distribution`. augmentation: see :func:`augment`. seed: of everything random.
+        quantized: mean and variance over codes (eq. 2), else over the encoder's output.
 
     Returns:
         (K * ceil(M / K), 3, H, W) in [0, 1], the images of the first original first.

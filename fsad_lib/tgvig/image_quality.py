@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """(B, classes) logits."""
+        """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
         return self.backbone.model(self.backbone.preprocess(x))
 
 
@@ -67,6 +67,11 @@ class Quality:
 def load_classifier(name: str = "efficientnet_lite0", checkpoint: str | Path | None = None, image_size: int | None = None, device: str = "cpu") -> Classifier:
     """A classifier for the score: EfficientNet-Lite0 as a named proxy, or Inception v3 with timm's weights from a local file.
 
+    Args:
+        name: "efficientnet_lite0", "inception_v3", or any name that :func:`fsad_lib.foundation.backbones.load_backbone` knows.
+        checkpoint: a local weights file; only EfficientNet-Lite0 does without.
+        image_size: side in pixels; None: the size that the weights were trained at. device: where to put it.
+
     Example:
         >>> load_classifier().label
         'Inception Score (proxy: tf_efficientnet_lite0)'
@@ -83,6 +88,12 @@ def inception_score(x: Tensor, classifier: nn.Module, batch_size: int = 16) -> f
     """exp(mean_i KL(p(y | x_i) || p(y))) of images (n, 3, H, W) in [0, 1], in one split: between 1 and n.
 
     torchmetrics splits into ten parts by default, which with few images measures next to nothing.
+
+    Args:
+        classifier: images (B, 3, H, W) in [0, 1] -> logits (B, classes). batch_size: images classified at once.
+
+    Raises:
+        FsadError: no image, or values outside [0, 1].
 
     Example:
         >>> class Sure(nn.Module):  # each image a class of its own, beyond doubt
@@ -106,7 +117,8 @@ def quality(x: Tensor, originals: Tensor, origin: Tensor | Sequence[int], classi
     """Table 2's numbers of a set of generated images.
 
     Args:
-        x: (n, 3, H, W) generated images in [0, 1]. originals: (K, 3, H, W). origin: (n,) number of each one's original.
+        x: (n, 3, H, W) generated images in [0, 1]. originals: (K, 3, H, W) in [0, 1]. origin: (n,) number of each one's original.
+        classifier: for the Inception Score. lpips: the perceptual distance. batch_size: images at once.
 
     Raises:
         FsadError: shapes that do not fit, values outside [0, 1], no image.

@@ -223,7 +223,13 @@ def select(f: Tensor, g: Tensor, prompts: Sequence[str], filter: str = "printed"
 def best_prompt(
     clip: CLIP, x: Tensor, candidates: Candidates, filter: str = "printed", farthest: float = 0.0, batch_size: int = 256
 ) -> Selection:
-    """P for original images x (K, 3, H, W) in [0, 1] and the words of :func:`candidate_words`; see :func:`select`.
+    """P for original images x (K, 3, H, W) in [0, 1] and the words of :func:`candidate_words`.
+
+    Args:
+        filter, farthest: see :func:`select`. batch_size: prompts encoded at once.
+
+    Raises:
+        FsadError: images that are not as above, or whatever :func:`select` refuses.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip

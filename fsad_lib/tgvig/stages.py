@@ -153,6 +153,9 @@ def synthesize(run: Run) -> Synthesized:
     Args:
         run: a run of stage "22_synthesize"; its profile's section ``tgvig`` holds all hyper-parameters. Products lie in the folder
             of :func:`source_run`.
+
+    Raises:
+        FsadError: a missing checkpoint, images that cannot be read, a rival that needs a caption and has none, or a loss that diverged.
     """
     run = source_run(run)
     t = run.profile.tgvig
@@ -313,7 +316,11 @@ def _judge(run: Run, prompts: dict[str, str], x: Tensor, sets: dict[str, Tensor]
 
 # -------------------------------------------------------------------- stage 3
 def arms(run: Run) -> list[str]:
-    """The arms of a run: the profile's, then one for each rival generator and for each of a user's folders of Table 1."""
+    """The arms of a run: the profile's, then one for each rival generator and for each of a user's folders of Table 1.
+
+    Raises:
+        FsadError: a folder ``outside.checkpoint`` that holds none of :data:`OUTSIDE`.
+    """
     p, folder = run.profile, run.profile.path("outside")
     own = [name for name in OUTSIDE if folder is not None and (folder / name).is_dir()]
     if folder is not None and not own:
@@ -322,7 +329,7 @@ def arms(run: Run) -> list[str]:
 
 
 def added_images(run: Run, made: Synthesized, arm: str) -> Tensor:
-    """What an arm adds to the shots (n, 3, H, W), at the VQGAN's size; n is the same for generated and control images, 1 for Table 1's others.
+    """What an arm adds to the shots (n, 3, H, W) in [0, 1], at the VQGAN's size; n is the same for generated and control images, 1 for Table 1's others.
 
     ===============  ==========================================================================================
     shots            nothing
@@ -353,7 +360,7 @@ def added_images(run: Run, made: Synthesized, arm: str) -> Tensor:
 
 
 def training_images(run: Run, made: Synthesized, arm: str, side: int) -> Tensor:
-    """The shots, read at the detector's own size, then what the arm adds (N, 3, side, side)."""
+    """The shots, read at the detector's own size, then what the arm adds: (N, 3, side, side) in [0, 1]."""
     shots = datasets.read_images(made.paths, side)
     if arm == "duplicated":  # the very same images
         return torch.cat([shots, shots.repeat_interleave(images_each(run.profile.tgvig.images, len(shots)), 0)])
@@ -423,6 +430,9 @@ def augment(run: Run) -> Augmented:
 
     Args:
         run: a run of stage "32_augment".
+
+    Raises:
+        FsadError: see :func:`synthesize`, which runs first where it has not, and the detectors' own ``fit``.
     """
     run.check_inputs()
     made, several, records, losses = None, arms(run), [], []
@@ -477,6 +487,9 @@ def evaluate(run: Run) -> Evaluated:
 
     Args:
         run: a run of stage "42_evaluate".
+
+    Raises:
+        FsadError: no test image, a mask that does not fit its image; see also :func:`augment`, which runs first where it has not.
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
     run.check_inputs()

@@ -51,6 +51,9 @@ def spherical_distance(f: Tensor, g: Tensor) -> Tensor:
 def cutouts(x: Tensor, n: int, side: int, least: float, draw: torch.Generator) -> Tensor:
     """n random squares of one image x (1, 3, H, W), resized to (n, 3, side, side); differentiable in x.
 
+    Args:
+        least: least share of the shorter side, in (0, 1]. draw: source of every random number.
+
     Example:
         >>> x = torch.rand(1, 3, 20, 30)
         >>> views = cutouts(x, 4, side=8, least=0.5, draw=generator(0))
@@ -74,8 +77,8 @@ def draw(
     """One image for one prompt.
 
     Args:
-        vqgan, clip: both stay as they are. size: side of the image in pixels, a multiple of the VQGAN's factor.
-        start: an image (3, size, size) in [0, 1] to begin from; None: random codes.
+        vqgan, clip: both stay as they are. prompt: a sentence. size: side of the image in pixels, a multiple of the VQGAN's factor.
+        start: an image (3, size, size) in [0, 1] to begin from; None: random codes. settings: :class:`Settings`.
         progress: called with (steps done, steps) after each.
 
     Returns:

@@ -24,7 +24,7 @@ from fsad_lib.errors import FsadError
 __all__ = ["RELATIONS", "SHIPPED_DEPTH", "Related", "WordNetFiles", "base_form", "installed", "lookup", "related"]
 
 RELATIONS = ("synonym", "hypernym", "hyponym", "part", "whole")
-"""in the paper's words: synonyms, hypernyms, hyponyms, and part-whole relationships, in both directions"""
+"""In the paper's words: synonyms, hypernyms, hyponyms, and part-whole relationships in both directions."""
 SHIPPED_DEPTH = 3
 HEADER = ("word", "sense", "relation", "depth", "lemma")
 
@@ -98,6 +98,7 @@ class WordNetFiles:
         return self._data[offset : self._data.index(b"\n", offset)].split(b"|")[0].decode("ascii").split()
 
     def synset(self, offset: int) -> _Synset:
+        """The synset that begins at byte `offset`, parsed once."""
         if offset not in self._known:
             self._known[offset] = _Synset(self, offset)
         return self._known[offset]

@@ -69,12 +69,12 @@ class WinCLIP:
         self.text = F.normalize(torch.stack(means), dim=-1)
 
     def add_shots(self, x: Tensor) -> "WinCLIP":
-        """Adds normal images (k, 3, H, W) in [0, 1] to the memories; returns itself."""
+        """Adds normal images (k, 3, H, W) in [0, 1], at least one, or their features, to the memories; returns itself."""
         self.memory.add_shots(x)
         return self
 
     def probability(self, f: Tensor) -> Tensor:
-        """P(anomalous) of embeddings (..., D): the softmax of the cosines to the two prototypes over tau."""
+        """P(anomalous) in [0, 1], (...), of embeddings (..., D): the softmax of the cosines to the two prototypes over tau."""
         return (F.normalize(f, dim=-1) @ self.text.T / self.tau).softmax(dim=-1)[..., 1]
 
     def text_score(self, x: Tensor) -> Tensor:

@@ -20,6 +20,12 @@ class FeatureMemory:
         clip: the model whose features are kept.
         scales: window sides in patches.
 
+    Attributes:
+        shots: number of normal images remembered so far.
+
+    Raises:
+        FsadError: no scale, or one that is not from 1 to the side of the patch grid.
+
     Example:
         >>> import open_clip
         >>> vision = dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8)
@@ -51,7 +57,11 @@ class FeatureMemory:
         return x
 
     def add_shots(self, x: Tensor | Features) -> "FeatureMemory":
-        """Adds normal images (k, 3, H, W) in [0, 1], or their features; returns itself."""
+        """Adds normal images (k, 3, H, W) in [0, 1], at least one, or their features; returns itself.
+
+        Raises:
+            FsadError: no image, or features of other scales.
+        """
         features = self.features(x)
         if not len(features.f):
             raise FsadError("no normal images to remember; give at least one.")
@@ -69,6 +79,9 @@ class FeatureMemory:
 
         Each feature scores 1/2 min (1 - cos) against its memory; window scores are spread over the patches by
         their harmonic mean; the maps of the scales and of the patches are averaged.
+
+        Raises:
+            FsadError: nothing is remembered yet, or features of other scales.
         """
         if not self.shots:
             raise FsadError("the memory is empty; add normal images with add_shots first.")

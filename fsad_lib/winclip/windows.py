@@ -68,6 +68,9 @@ def window_features(clip: CLIP, tokens: Tensor, size: int) -> Tensor:
     Returns:
         (B, W, D) of unit norm.
 
+    Raises:
+        FsadError: a window larger than the patch grid.
+
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
         >>> clip, x = load_clip("data/models/mini/clip"), torch.rand(2, 3, 96, 96)
@@ -125,6 +128,9 @@ def harmonic_aggregation(scores: Tensor, grid: int, size: int) -> Tensor:
     Returns:
         (B, grid, grid): the number of windows over a patch, divided by the sum of 1 / score over them. Scores
         below 1e-7 count as 1e-7.
+
+    Raises:
+        FsadError: a window larger than the grid.
 
     Example:
         >>> harmonic_aggregation(torch.tensor([[1.0, 0.75, 0.5, 0.25]]), 3, 2)[0, 1]

@@ -129,7 +129,7 @@ def _structural(kind: str, scene: Scene, rng: np.random.Generator, sizes: tuple[
 
 
 def possible(scene: Scene, kind: str) -> bool:
-    """Whether this design can have this defect (logical defects need parts)."""
+    """Whether the scene's design can have this kind of defect (logical defects need two parts or more)."""
     return kind not in LOGICAL or len(scene.design.parts) > 1
 
 
@@ -150,7 +150,7 @@ def apply(scene: Scene, kind: str, rng: np.random.Generator, sizes: tuple[float,
     """Photograph `scene` with a defect of `kind`: (image uint8 (128, 128, 3), mask bool (128, 128)).
 
     Draws again while the defect is invisible or larger than 6 % of the image; after 20 draws the most visible one is taken. `sizes` is
-    the range of the defect's half width, image = [-1, 1].
+    the range of the defect's half width, where the image spans [-1, 1].
     """
     clean, best = render(scene), None
     for _ in range(20):

@@ -57,6 +57,7 @@ class Design:
 
     @property
     def is_texture(self) -> bool:
+        """Whether it fills the image, without an outline."""
         return self.noun in TEXTURES
 
 

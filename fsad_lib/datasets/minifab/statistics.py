@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from . import KINDS, PER_KIND, UNSEEN, _rng, category_design, render, write
+from ...metrics import auroc
+from ...runs import project_root, replacing
+from . import CATEGORIES, COLOURS, KINDS, NOUNS, PER_KIND, SEEN, UNSEEN, _rng, category_design, render, write
+from .designs import CONSTRUCTIONS, Design
 
 __all__ = ["PIXEL_LIMIT", "defects_of", "difficulty", "flawless_twin", "pixel_distance", "read_difficulty", "split_table"]
 
@@ -22,7 +26,7 @@ PIXEL_LIMIT = 0.70  # the pixel distance to the mean normal image may reach this
 
 
 @cache
-def _design(split: str, category: str):
+def _design(split: str, category: str) -> Design:
     return category_design(split, category)
 
 
@@ -59,8 +63,6 @@ def defects_of(root: str | os.PathLike, split: str, category: str) -> pd.DataFra
 
 def pixel_distance(root: str | os.PathLike, split: str, category: str) -> float:
     """Image AUROC of the mean absolute distance to the mean of train/good: what needs no model at all."""
-    from ...metrics import auroc
-
     folder = write(root, split, category)
     mean = np.mean([_read(p) for p in sorted((folder / "train/good").glob("*.png"))], axis=0)
     paths = sorted((folder / "test").glob("*/*.png"))
@@ -73,8 +75,6 @@ def difficulty(root: str | os.PathLike, split: str, categories: list[str] | None
     Columns: split, category, defective (images), median_area_% (of the image), below_0.5_% (share of the images whose defect is
     smaller than 0.5 % of the image), contrast_low and contrast_high (5th and 95th percentile), pixel_auroc (`pixel_distance`).
     """
-    from . import CATEGORIES
-
     names = list(categories or CATEGORIES[split])
     parts = [defects_of(root, split, name) for name in names]
     pixels = [pixel_distance(root, split, name) for name in names]
@@ -92,16 +92,11 @@ def read_difficulty() -> pd.DataFrame:
 
 
 def _stored() -> Path:
-    from ...runs import project_root
-
     return project_root() / "data/results/minifab_difficulty.csv"
 
 
 def split_table() -> pd.DataFrame:
     """What each split holds: categories on disk, constructions, (noun, colour) pairs, defect kinds."""
-    from . import CATEGORIES, COLOURS, NOUNS, SEEN
-    from .designs import CONSTRUCTIONS
-
     held_out = sum((i + j) % 5 == 0 for i in range(len(NOUNS)) for j in range(len(COLOURS)))
     rows = {}
     for split in CONSTRUCTIONS:
@@ -120,11 +115,6 @@ def _read(path: Path) -> np.ndarray:
 
 
 def main() -> None:
-    import tempfile
-
-    from ...runs import replacing
-    from . import CATEGORIES
-
     with tempfile.TemporaryDirectory() as root:  # never images of an earlier version
         table = pd.concat([difficulty(Path(root) / split, split) for split in sorted(CATEGORIES)])
     with replacing(_stored()) as path:

@@ -47,6 +47,7 @@ class ArraysOnly(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> object:
+        """Called by pickle for each class or function that a file names: numpy's array makers, else FsadError."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np._core.multiarray._reconstruct
         if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):

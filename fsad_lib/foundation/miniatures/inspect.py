@@ -1,6 +1,6 @@
 """What the miniatures know: recognition, states, the VAE's round trip, edits; and the record of their training.
 
-Nothing here trains or is used by a method. All of it works on the pretraining designs' *other* side: designs of the development split.
+Nothing here trains, and no method uses it. The scenes are of the development split, whose designs pretraining never drew.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from ...errors import FsadError
 from ..images import resize
 
 __all__ = [
-    "around",
-    "Pairs", "cka", "edits", "missing", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
+    "Pairs", "around", "at_side", "cka", "edits", "missing", "p_damaged", "pairs", "read_commands", "read_logs", "recognition", "repaint", "round_trip", "state_table", "students",
     "training_curves", "training_table",
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...datasets.minifab import _rng, defects, render
 from ...datasets.minifab.designs import COLOURS, NOUNS, make_design
+from ...errors import FsadError
 
 CHUNK = 2000
 GRID = 16  # cells per side of the coarse defect map that helps the image tower (see train_clip)
@@ -23,7 +24,7 @@ GRID = 16  # cells per side of the coarse defect map that helps the image tower 
 
 def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SIZES, decorated: bool = True) -> Path:
     """Write chunk `index`: images (CHUNK, 2, 128, 128, 3) uint8 [good, defective]; labels (CHUNK, 3): noun, colour, kind; the share of
-    defective pixels in GRID x GRID cells. Every scene has a new design. Only defect kinds of `defects.SEEN` occur."""
+    defective pixels in GRID x GRID cells. A finished chunk is left alone. Every scene has a new design. Only defect kinds of `defects.SEEN` occur."""
     target = folder / f"images-{index:03d}.npy"
     if target.exists():
         return target
@@ -49,10 +50,11 @@ def make_chunk(folder: Path, index: int, sizes: tuple[float, float] = defects.SI
 
 
 def open_pool(folder: str | os.PathLike) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """-> (memory-mapped image chunks, labels (N, 3), cells (N, GRID, GRID)) of all finished chunks."""
+    """All finished chunks of a pool: memory-mapped images, each (CHUNK, 2, 128, 128, 3) uint8; labels (N, 3) and cells (N, GRID, GRID), see
+    :func:`make_chunk`. FsadError where there is none."""
     paths = sorted(Path(folder).glob("images-*.npy"))
     if not paths:
-        raise FileNotFoundError(f"no pool in {folder}: make one with python -m fsad_lib.foundation.miniatures.pool --folder {folder}")
+        raise FsadError(f"no pool in {folder}: make one with python -m fsad_lib.foundation.miniatures.pool --folder {folder}")
     images = [np.load(p, mmap_mode="r") for p in paths]
     read = lambda name: np.concatenate([np.load(p.with_name(p.name.replace("images", name))) for p in paths])  # noqa: E731
     return images, read("labels"), read("cells")

@@ -31,7 +31,7 @@ from ...datasets.minifab.designs import NOUNS, OBJECTS
 from ..backbones import Backbone, load_backbone
 from ..clip import load_clip
 from .captions import COLOUR_NAMES, is_true, make_caption, state_pair
-from .options import training_parser
+from .options import learning_rate, save_atomically, training_parser
 from .pool import open_pool
 
 # Patches of 8 pixels: 8 x 8 x 3 = 192 numbers fit into a token of width 192, so nothing of a scratch is lost. With patches of 16 (768
@@ -159,7 +159,9 @@ def teacher_features(teacher: Backbone, x: torch.Tensor, side: int) -> torch.Ten
     return (tokens - tokens.mean((0, 1))) / (tokens.std((0, 1)) + 1e-4)
 
 
-def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0, teacher: Backbone | None = None):
+def losses(
+    model: open_clip.CLIP, head: torch.nn.Linear, batch: tuple, amp: torch.dtype | None, ranking: float = 0.0, teacher: Backbone | None = None
+) -> tuple[torch.Tensor, ...]:
     """-> (contrastive, state, joint, cells, teacher) losses of one batch; `ranking` weighs the comparison of the two photographs of a
     scene; `head` reads a token: first the cell's defect, then the teacher's features, if there is a teacher (else that loss is 0)."""
     x, captions, true, nouns, kinds, cells, local, pairs = batch
@@ -187,7 +189,7 @@ def losses(model, head, batch, amp: torch.dtype | None, ranking: float = 0.0, te
 
 
 @torch.no_grad()
-def development_auroc(model, folder: Path, amp: torch.dtype | None = None) -> dict[str, float]:
+def development_auroc(model: open_clip.CLIP, folder: Path) -> dict[str, float]:
     """Image AUROC of "damaged {word}" against "flawless {word}" on the development split, mean over categories: for the category's
     noun and for "object"; defect kinds seen in pretraining and unseen ones apart."""
     from PIL import Image
@@ -211,13 +213,6 @@ def development_auroc(model, folder: Path, amp: torch.dtype | None = None) -> di
                 row[f"{name}_{group}"] = roc_auc_score(kinds[keep] != "good", score[keep])
         rows.append(row)
     return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]} | {"worst_noun_seen": min(r["noun_seen"] for r in rows)}
-
-
-def save_atomically(state: dict, path: Path) -> None:
-    """torch.save that never leaves a half-written checkpoint."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
 
 
 def main() -> None:
@@ -265,7 +260,7 @@ def main() -> None:
                 p.requires_grad_(False)
                 p.grad = None
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr)
         optimizer.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH if args.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             parts = losses(model, head, batches(step), amp, args.ranking, teacher)  # on a CPU the fused bfloat16 kernel's backward is slow

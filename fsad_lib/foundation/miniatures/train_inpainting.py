@@ -15,7 +15,6 @@ caption is dropped, for classifier-free guidance. What is kept is the moving ave
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -36,9 +35,8 @@ from ..clip import load_clip
 from ..diffusion import load_diffusion, write_tokenizer
 from ..inpainting import OWN_UNET, Inpainting, load_inpainting
 from .captions import COLOUR_NAMES, make_caption
-from .options import training_parser
+from .options import check_pool, follow, learning_rate, save_atomically, training_parser
 from .pool import open_pool
-from .train_clip import save_atomically
 
 CHANNELS = (32, 64, 96, 96)  # 3.5 million numbers
 HEAD_WIDTH = 32  # channels of an attention head
@@ -277,8 +275,7 @@ def main() -> None:
     if args.export:
         print(export(args.out, args.mini))
         return
-    if args.pool is None:
-        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
+    check_pool(args.pool)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
@@ -300,7 +297,7 @@ def main() -> None:
     start, first, total, summed = time.time(), step, 0.0, 0
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr)
         z, eps, t, m_z, z_masked, text = batches(step)
         # on a CPU the plain attention is the one whose backward pass is fast
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
@@ -310,9 +307,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         step, total, summed = step + 1, total + float(loss.detach()), summed + 1
-        keep = min(0.998, (1 + step) / (10 + step))
-        for k, v in unet.state_dict().items():
-            average[k].lerp_(v, 1 - keep)
+        follow(average, unet, step)
         last = step in (args.steps, args.until)
         if step % 50 == 0 or last:
             row = {"step": step, "loss": round(total / summed, 4), "samples_per_s": round((step - first) * args.batch / (time.time() - start), 1)}

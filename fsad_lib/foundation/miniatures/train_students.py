@@ -19,7 +19,6 @@ photographs beyond that, they have from EfficientNet-Lite0's real ImageNet weigh
 from __future__ import annotations
 
 import json
-import math
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -33,9 +32,8 @@ from torch import Tensor, nn
 
 from ...errors import FsadError
 from ..backbones import Backbone, load_backbone
-from .options import training_parser
+from .options import check_pool, learning_rate, save_atomically, training_parser
 from .pool import open_pool
-from .train_clip import save_atomically
 
 SIDE = 256
 PDN_CHANNELS = 64
@@ -63,6 +61,7 @@ class ResNetStudent(nn.Module):
         return sum(F.mse_loss(head(m), t) for head, m, t in zip(self.heads, maps, targets)) / len(maps)
 
     def exported(self) -> dict[str, Tensor]:
+        """The weights that ship: the network, without what only training needs."""
         return self.trunk.state_dict()
 
 
@@ -93,6 +92,7 @@ class PdnStudent(nn.Module):
         return F.mse_loss(out, self.target(targets)[..., rows, columns])
 
     def exported(self) -> dict[str, Tensor]:
+        """The weights that ship: the network, without what only training needs."""
         return self.network.state_dict()
 
 
@@ -168,8 +168,7 @@ def main() -> None:
     if args.export:
         print(export(args.out, args.mini, args.network))
         return
-    if args.pool is None:
-        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
+    check_pool(args.pool)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     images, _, _ = open_pool(args.pool)
@@ -193,7 +192,7 @@ def main() -> None:
     start, first, total = time.time(), step, []
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr, warm_up=100)
         x = batch(images, step, args.batch).to(args.device)
         targets = [(m - mean) / std.clamp_min(1e-6) for m, mean, std in zip(teacher.features(x), means, stds)]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bfloat16"):

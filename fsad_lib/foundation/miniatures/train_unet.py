@@ -13,7 +13,6 @@ covers a hundredth of the image, and so of the loss; --defect-weight makes its c
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,9 +32,8 @@ from ..clip import load_clip
 from ..diffusion import CONTEXT, text_encoder_from_clip
 from . import train_clip, train_vae
 from .captions import COLOUR_NAMES, make_caption
-from .options import training_parser
+from .options import follow, learning_rate, save_atomically, training_parser
 from .pool import CHUNK, open_pool
-from .train_clip import save_atomically
 
 MODEL = dict(sample_size=32, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[32, 64, 128, 160],
              down_block_types=["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
@@ -119,7 +117,7 @@ def main() -> None:
     start, first, total = time.time(), step, 0.0
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr)
         rng = np.random.default_rng([2, step])
         index, damaged = rng.integers(0, len(labels), args.batch // 2).repeat(2), np.tile([0, 1], args.batch // 2)
         captions = [
@@ -144,9 +142,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         step, total = step + 1, total + float(loss.detach())
-        keep = min(0.998, (1 + step) / (10 + step))
-        for k, v in unet.state_dict().items():
-            average[k].lerp_(v, 1 - keep)
+        follow(average, unet, step)
         last = step in (args.steps, args.until)
         if step % 50 == 0 or last:
             since = step - max(first, (step - 1) // 50 * 50)

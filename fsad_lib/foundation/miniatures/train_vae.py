@@ -4,9 +4,12 @@
 
 Loss: L1 + L2 + edges (L1 of image gradients) + colours (L1 of 16 x 16 means) + a small KL term; `--defect-weight` lets the pixels of a defect count more. First on crops, half of
 them around the defect, since the model is convolutional; then on whole images (`--side 128`), since group normalisation looks at the whole
-image: trained on crops alone, flat backgrounds change their colour. With --start, training goes on from exported weights; with --decoder-only the latents
-stay as they are, so that U-Nets trained on them stay valid (with --anchor nearly so, where they carry much; what they leave unused is free), and LPIPS (`--perceptual`) makes the decoder draw what they hold. What the VAE blurs, no later stage can see. Down-sampling by 8, as in Stable Diffusion, was tried first: after 40,000
+image: trained on crops alone, flat backgrounds change their colour. What the VAE blurs, no later stage can see. Down-sampling by 8, as in Stable Diffusion, was tried first: after 40,000
 crops it kept 0.63 of the defects' contrast (`contrast_projected`) at 23 dB, below the gate of 0.70.
+
+With `--start`, training goes on from exported weights. `--decoder-only` leaves the encoder as it is, so that U-Nets trained on its latents stay valid. `--anchor` lets
+the encoder move, but holds its latents near the old ones, measured in each channel's own standard deviation: what the latents carry changes little, what they leave unused is free.
+LPIPS (`--perceptual`) makes the decoder draw sharply what the latents hold.
 """
 
 from __future__ import annotations
@@ -25,9 +28,8 @@ from safetensors.torch import save_file
 from ...errors import FsadError
 from ...runs import replacing
 from ..perceptual import load_lpips
-from .options import training_parser
+from .options import check_pool, learning_rate, save_atomically, training_parser
 from .pool import GRID, open_pool
-from .train_clip import save_atomically
 
 MODEL = dict(in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, block_out_channels=[16, 48, 96],
              layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=128, mid_block_add_attention=False)
@@ -119,8 +121,7 @@ def main() -> None:
     if args.export:
         print(export(args.out, args.mini))
         return
-    if args.pool is None:
-        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
+    check_pool(args.pool)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -145,7 +146,7 @@ def main() -> None:
     start, first, total = time.time(), step, 0.0
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr)
         rng = np.random.default_rng([1, step])
         x, defect = crops(images, cells, rng, args.batch, args.side)
         x, defect = recolour(x, rng, args.recolour).to(args.device), defect.to(args.device)

@@ -29,9 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...errors import FsadError
 from ..perceptual import load_lpips
 from ..vqgan import VQGAN, LossWeights, PatchDiscriminator, save_vqgan
-from .options import training_parser
+from .options import check_pool, follow, learning_rate, save_atomically, training_parser
 from .pool import open_pool
-from .train_clip import save_atomically
 from .train_vae import crops
 
 CHANNELS = {4: [16, 32, 64], 8: [16, 32, 64, 80]}
@@ -66,6 +65,7 @@ class Codebook:
         self.usage = torch.full((len(self.table),), 1 / len(self.table), device=self.table.device)
 
     def count(self, index: torch.Tensor) -> None:
+        """Take note of one batch's codes, (B, h, w) numbers."""
         share = torch.bincount(index.flatten(), minlength=len(self.usage)).float() / index.numel()
         self.usage.lerp_(share, 1 - self.keep)
 
@@ -178,8 +178,7 @@ def main() -> None:
     if args.export:
         print(export(args.out, args.mini))
         return
-    if args.pool is None:
-        raise FsadError("--pool is missing: the folder of python -m fsad_lib.foundation.miniatures.pool.")
+    check_pool(args.pool)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     images, _, cells = open_pool(args.pool)
@@ -203,7 +202,7 @@ def main() -> None:
     start, first, total = time.time(), step, {}
     while step < (args.until or args.steps):
         for group in optimizers["model"].param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+            group["lr"] = learning_rate(step, args.steps, args.lr)
         rng = np.random.default_rng([5, step])
         x = (crops(images, cells, rng, args.batch, args.side)[0] / 2 + 0.5).to(args.device)
         judge = step >= args.judge_from * args.steps
@@ -219,9 +218,7 @@ def main() -> None:
             book.renew(z, rng, math.inf)  # all of them
         elif step % 50 == 0 and args.warm_up < step < 0.6 * args.steps:
             book.renew(z, rng, 0.05)
-        keep = min(0.998, (1 + step) / (10 + step))
-        for k, v in vqgan.model.state_dict().items():
-            average[k].lerp_(v, 1 - keep)
+        follow(average, vqgan.model, step)
         for k, v in parts.items():
             total.setdefault(k, []).append(v)
         last = step in (args.steps, args.until)

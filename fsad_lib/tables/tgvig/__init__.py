@@ -12,7 +12,7 @@ import pandas as pd
 from fsad_lib.runs import project_root, replacing
 from fsad_lib.tables._paper import own_choices
 from fsad_lib.tables._rows import NOT_RUN
-from fsad_lib.tables._text import check_name, to_csv, write_rows, write_table
+from fsad_lib.tables._text import check_file_name, to_csv, write_rows, write_table
 from fsad_lib.tables.tgvig._claims import claims
 from fsad_lib.tables.tgvig._convergence import LATE, convergence, losses, show_convergence
 from fsad_lib.tables.tgvig._gains import (
@@ -71,7 +71,7 @@ __all__ = [
 
 def _write_rows(root: Path, profile: str) -> list[Path]:
     """What the tables are made of: data/results/tgvig_<profile>.csv, tgvig_quality_<profile>.csv."""
-    path = root / "data" / "results" / f"tgvig_quality_{check_name(profile)}.csv"
+    path = root / "data" / "results" / f"tgvig_quality_{check_file_name(profile)}.csv"
     with replacing(path) as temporary:
         temporary.write_text(to_csv(quality_rows(root, profile)), encoding="utf-8")
     return [write_rows(all_rows(root, profile), "tgvig", profile, root), path]

@@ -14,7 +14,7 @@ from fsad_lib.tables.tgvig._tables import SAME_PRODUCTS, quality, synthesized, t
 
 def claims(root: str | Path | None = None, profile: str = "mini", setting: str = "1", rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """What the paper claims in prose, and whether it holds in our runs: id, claim, reported, ours, holds. In ``mini`` on MiniFab, which can
-    neither confirm nor refute it; in ``paper`` on the paper's own data. ``rows``: as in :func:`gains`."""
+    neither confirm nor refute it; in ``paper`` on the paper's own data. ``rows``: as in :func:`fsad_lib.tables.tgvig.gains`."""
     said, unit = reported("claims", root), {"mini": "minifab", "paper": "mvtec_ad"}[profile]
     rows = rows_of(root, profile) if rows is None else rows
     records = []

@@ -18,7 +18,7 @@ from fsad_lib.tables._rows import (
     mean_over_categories,
     units,
 )
-from fsad_lib.tables._text import check_name, interval, number
+from fsad_lib.tables._text import cell_text, check_file_name, interval, number
 from fsad_lib.tables.tgvig._names import (
     ARMS,
     BASELINES,
@@ -66,7 +66,7 @@ def committed_rows(profile: str = "mini", root: str | Path | None = None) -> pd.
     """
     from fsad_lib.datasets.minifab import TRAIN_GOOD
 
-    path = Path(root or project_root()) / "data" / "results" / f"tgvig_{check_name(profile)}.csv"
+    path = Path(root or project_root()) / "data" / "results" / f"tgvig_{check_file_name(profile)}.csv"
     table = pd.read_csv(path, dtype={"category": str, "tag": str}).fillna({"tag": ""})
     own = {overrides_tag(text) if text else "": name for name, text in ((name, baseline_overrides(name)) for name in BASELINES)}
     table = table[table.tag.map(own) == table.method].reset_index(drop=True)
@@ -128,15 +128,6 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
                              "gain_high": gap["high"], "relative": gap["relative"]}
                         )  # fmt: skip
     return pd.DataFrame.from_records(records)
-
-
-def cell_text(row) -> str:
-    if row.state in (NOT_RUN, NONE):
-        return row.state
-    covered = f"{row.categories} of {row.expected} categories"
-    if pd.isna(row.ours):
-        return f"partial: {covered}"
-    return number(row.ours, row.ours_std, row.n_seeds) + (f", {covered} only" if row.state == "partial" else "")
 
 
 def show_gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -233,6 +224,7 @@ def per_class(root: str | Path | None = None, profile: str = "paper", dataset: s
 
 
 def show_per_class(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`per_class` for reading: one row per class, a column per baseline and setting."""
     wide = {}
     for (shots, name), block in table.groupby(["shots", "baseline"], sort=False):
         block = block.set_index("category")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsad_lib.runs import project_root
-from fsad_lib.tables._rows import _read_csv
+from fsad_lib.profiles import load_profile
+from fsad_lib.tables._rows import read_reported
 
 BASELINES = {"patchcore": "PatchCore", "cflow": "CFlow", "efficientad": "EfficientAD", "reverse_distillation": "Reverse Distillation"}
 ARMS = {
@@ -61,7 +61,8 @@ TABLE2 = {
 
 
 def words(setting: str) -> str:
-    """
+    """A setting in words.
+
     >>> words("1"), words("5"), words("full")
     ('1 shot', '5 shots', 'all images')
     """
@@ -78,31 +79,28 @@ def baseline_overrides(name: str) -> str:
 
 
 def ablation_overrides(profile: str = "mini") -> list[str]:
-    """The overrides of every run behind :func:`table3`, the same in each profile."""
+    """The overrides of every run behind ``table3``: the same in each profile, unlike AnomalySD's, which are asked for in the same way."""
     return list(ABLATIONS.values())
 
 
 def table1_overrides(profile: str = "mini", outside: str = "") -> str:
     """The overrides of Table 1's runs (tag :data:`TABLE1_TAG`): every generator that can be run here, and a user's folder for the closed ones."""
-    from fsad_lib.profiles import load_profile
-
     caption = ["vqgan_clip_caption"] if load_profile(profile).tgvig.caption else []
     drawn = ["vqgan_clip_word", "vqgan_clip_naive", *caption, "vqgan_clip_worst", "vqgan_clip_best", "diffusion"]
     return f"tgvig.rivals=[{','.join(drawn)}]" + (f",outside.checkpoint={outside}" if outside else "")
 
 
 def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
-    """One of the paper's tables, ``data/reported/tgvig_<name>.csv``, all columns text but mean, std and value.
+    """One of the paper's tables, ``data/reported/tgvig_<name>.csv``, mean, std, value, gain and gain_percent as numbers, shots as text.
+
+    Raises:
+        FsadError: no such table.
 
     >>> table = reported("table1").set_index(["method", "metric"])["mean"]
     >>> float(table["tgvig", "image_auroc"])
     93.3
     """
-    for folder in (Path(root or project_root()), Path(__file__).parents[3]):
-        path = folder / "data" / "reported" / f"tgvig_{name}.csv"
-        if path.is_file():
-            break
-    table = _read_csv(path, path.stat().st_mtime_ns).copy()
+    table = read_reported(f"tgvig_{name}", root)
     for column in ("mean", "std", "value", "gain", "gain_percent"):
         if column in table:
             table[column] = pd.to_numeric(table[column])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fsad_lib.tables._rows import NONE
+from fsad_lib.tables._rows import NONE, bootstrap_images, wins_of
 from fsad_lib.tables._text import interval, number, verdict
 from fsad_lib.tables.tgvig._names import ARMS, BASELINES, CONTROLS, SHOWN
 
@@ -34,18 +34,16 @@ def one_run(rows: Sequence[dict], group: str = "all") -> pd.DataFrame:
 
 def compare(predictions: pd.DataFrame, baseline: str, others: Sequence[str] = CONTROLS) -> str:
     """The generated arm against each of ``others``, one line each, with the 95 % interval over the images of one run."""
-    from fsad_lib.tables._rows import _bootstrap_images, _wins
-
     table = predictions[(predictions.method == baseline) & (predictions.label >= 0)]
     wins = {}
     for arm, part in table.groupby("part", sort=False):
         part = part.sort_values("path")
-        wins[arm] = _wins([(part.path.to_numpy(object), part.label.to_numpy(int), part.seen.to_numpy(bool), part.score.to_numpy(float))])
+        wins[arm] = wins_of([(part.path.to_numpy(object), part.label.to_numpy(int), part.seen.to_numpy(bool), part.score.to_numpy(float))])
     if wins.get("generated") is None:
         return "No image AUROC: it needs good and defective images."
     lines = []
     for arm in (name for name in others if name in wins):
-        mean, low, high = (100 * v for v in _bootstrap_images(wins["generated"] - wins[arm]))
+        mean, low, high = (100 * v for v in bootstrap_images(wins["generated"] - wins[arm]))
         gap = {"mean": mean, "low": low, "high": high}
         says = {"yes": "better than", "no": "worse than"}.get(verdict(gap), "not told apart from")
         ours, theirs = (100 * wins[name].mean() for name in ("generated", arm))

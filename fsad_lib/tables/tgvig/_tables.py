@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from fsad_lib.runs import project_root, read_json
-from fsad_lib.tables._rows import NONE, NOT_RUN, _stale, expected_categories, mean_over_categories, units
-from fsad_lib.tables._text import interval, number
-from fsad_lib.tables.tgvig._gains import cell_text, paired_gap, rows_of
+from fsad_lib.tables._rows import NONE, NOT_RUN, expected_categories, is_stale, mean_over_categories, units
+from fsad_lib.tables._text import cell_text, interval, number
+from fsad_lib.tables.tgvig._gains import paired_gap, rows_of
 from fsad_lib.tables.tgvig._names import (
     ABLATIONS,
     METRICS,
@@ -41,6 +41,7 @@ def table1(root: str | Path | None = None, profile: str = "mini") -> pd.DataFram
 
 
 def show_table1(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`table1` for reading: Reported | Ours of detection and segmentation."""
     out = pd.DataFrame({"Data set": table.data_set, "Profile": table.profile, "Method": table.method})
     for metric, name in (("image_auroc", "Detection"), ("pixel_auroc", "Segmentation")):
         if table[f"{metric}_reported"].notna().any():
@@ -57,7 +58,7 @@ def synthesized(root: str | Path | None, profile: str) -> pd.DataFrame:
     root, records = Path(root or project_root()).resolve(), []
     for path in sorted((root / "data" / "runs" / profile).glob("*/*/22_synthesize_tgvig/k*_seed*/metrics.json")):
         metrics = read_json(path) or {}
-        if root == project_root() and _stale(path.parent, "tgvig"):
+        if root == project_root() and is_stale(path.parent, "tgvig"):
             continue
         if "best" in metrics and path.parts[-5] != "folder":
             records.append({**{k: metrics["identity"][k] for k in ("dataset", "category", "shots", "seed", "tag")}, **metrics, "folder": str(path.parent)})
@@ -117,6 +118,7 @@ def _quality_block(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_quality(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`quality` for reading: Reported | Ours of each measure, the Inception Score by the name of its network."""
     shown = pd.concat([_quality_block(block) for _, block in table.groupby(["data_set", "profile"], sort=False)], ignore_index=True).fillna(NONE)
     place = {name: i for i, name in enumerate(_QUALITY.values())}
     return shown[sorted(shown, key=lambda head: place.get(head.split(":")[0].split(" (")[0], -1))]  # sorted keeps the order of equals
@@ -162,6 +164,7 @@ def table3(root: str | Path | None = None, profile: str = "mini", setting: str =
 
 
 def show_table3(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`table3` for reading: ours, its gain over both controls, and what the paper reports."""
     records = []
     for row in table.itertuples():
         gap, over = ({"mean": getattr(row, n), "low": getattr(row, f"{n}_low"), "high": getattr(row, f"{n}_high")} for n in ("gain", "over_augmented"))
