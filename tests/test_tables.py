@@ -194,6 +194,39 @@ def test_paired_difference_is_antisymmetric_and_zero_against_itself(mvtec):
     assert tables.difference(adp, adp.iloc[:0]) is None
 
 
+def test_a_verdict_on_one_category_needs_every_seed(tmp_path):
+    from fsad_lib.tables._claims import _judge_gain, _judge_not_better
+    from fsad_lib.tables._text import verdict
+
+    for seed in range(3):
+        fake_run(tmp_path, "elpv", "mono", 4, seed, groups=False)
+    rows = tables.collect(tmp_path)
+    left, right = (tables.pick(rows, name).copy() for name in ("adp", "ti"))
+    gap = tables.difference(left, right)
+    direct = {seed: 100 * (a - b) for seed, a, b in zip(left.seed, left.image_auroc, right.image_auroc, strict=True)}
+    assert gap["per_seed"].to_dict() == pytest.approx(direct)
+    assert gap["low"] > 0 and verdict(gap) == "yes"
+    gap["per_seed"].iloc[1] = -0.5
+    assert verdict(gap) == "unclear"
+    block = SimpleNamespace(gap=lambda *_: gap)
+    claim = SimpleNamespace(left="adp", right="ti")
+    assert _judge_gain(block, claim, [4])[1] == _judge_not_better(block, claim, [4])[1] == "unclear"
+    gap["per_seed"].iloc[1] = 0.5
+    assert (_judge_gain(block, claim, [4])[1], _judge_not_better(block, claim, [4])[1]) == ("yes", "no")
+
+
+def test_a_few_runs_never_replace_the_rows_of_a_grid(tmp_path):
+    for seed in range(2):
+        fake_run(tmp_path, "elpv", "mono", 4, seed, groups=False)
+    path = tables.write_results(tmp_path)
+    before = path.read_text()
+    shutil.rmtree(tmp_path / "data/runs/mini/elpv/mono/40_evaluate_adp/k4_seed1")
+    for call in (tables.write_results, tables.write_all):
+        with pytest.raises(FsadError, match="holds 2 cells .* 1 of them are complete"):
+            call(tmp_path)
+    assert path.read_text() == before and not (tmp_path / "figures").exists()
+
+
 def test_claims_follow_the_data(mvtec):
     """ADP is built to beat TI and to lose to nothing; swapping the two scores turns the verdict."""
     claim = "ADP improves on plain textual inversion"

@@ -22,8 +22,8 @@ RULES = {
     "widens": "the difference at the most shots exceeds the one at the fewest, interval above 0",
     "order": "each step of the order is above 0 with its whole interval",
     "each": "at least as good in every category",
-    "no_drop": "the difference is not below 0 with its whole interval",
-    "not_better": "the difference is not above 0 with its whole interval",
+    "no_drop": "the difference is not below 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
+    "not_better": "the difference is not above 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
     "level": "within two reported standard deviations",
     "reproduced": "within one standard deviation of the WinCLIP paper's own mean; needs no run",
     "figure": "judged by eye",
@@ -94,14 +94,21 @@ def _judge_no_drop(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     gap = _gaps(block, claim.left, claim.right, shots).get(shots[0])
     if gap is None:
         return NOT_RUN, NOT_RUN
-    return interval(gap), "no" if gap["high"] < 0 else "yes" if not math.isnan(gap["high"]) else "no interval"
+    return interval(gap), _not_beyond(gap, gap["high"] < 0)
 
 
 def _judge_not_better(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     gap = _gaps(block, claim.left, claim.right, shots).get(shots[0])
     if gap is None:
         return NOT_RUN, NOT_RUN
-    return interval(gap), "no" if gap["low"] > 0 else "yes" if not math.isnan(gap["low"]) else "no interval"
+    return interval(gap), _not_beyond(gap, gap["low"] > 0)
+
+
+def _not_beyond(gap: dict, beyond: bool) -> str:
+    """A claim that a difference does not lie `beyond` 0 with its whole interval: it does (no), does but not in every seed (unclear), or not (yes)."""
+    if math.isnan(gap["low"]):
+        return "no interval"
+    return "yes" if not beyond else "no" if verdict(gap) != "unclear" else "unclear"
 
 
 def _judge_level(block: Block, claim, shots: list[int]) -> tuple[str, str]:
