@@ -28,6 +28,8 @@ from fsad_lib.datasets.images import (
 from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
+_MOST = 0.8
+"""The share of an image from which on a mask looks inverted."""
 _HARMLESS = {
     "minifab.json",
     "license.txt",
@@ -327,10 +329,11 @@ def _check_btad(root: Path, report: Report) -> None:
 
 
 def _check_category(category: Path, name: str, report: Report, root: Path) -> None:
+    from fsad_lib.datasets import class_name
     from fsad_lib.runs import check_name
 
     try:
-        check_name("category", name)
+        class_name("folder", check_name("category", name))
     except FsadError as error:
         report.add("error", str(error), do="rename the folder; no run takes that name")
     try:
@@ -423,7 +426,7 @@ def _check_files(
     """Decode every image and mask of a category. empty: how bad an empty mask is; a run refuses one among a user's own."""
     sizes, modes = Counter(), Counter()
     digests: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    turned, dark, tiny, lossy = [], [], [], []
+    turned, dark, tiny, lossy, several = [], [], [], [], []
     for path, split, label, mask in rows:
         try:
             image = open_image(path)
@@ -438,6 +441,8 @@ def _check_files(
         )
         if _orientation(path) != 1:
             turned.append(path)
+        if _has_further_pictures(path):
+            several.append(path)
         if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:
             dark.append(path)
         if min(image.size) < 32:
@@ -501,6 +506,13 @@ def _check_files(
             "note",
             f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}",
         )
+    if several:
+        report.add(
+            "warning",
+            f"{name}: {len(several)} files hold more than one picture, of which only the first is read: {_some(several, root)}",
+            "one picture a file",
+            "save each page or frame that was meant as a file of its own",
+        )
     if dark:
         report.add(
             "warning",
@@ -524,6 +536,12 @@ def _check_files(
 def _orientation(path: Path) -> int:
     with _opened(path) as image:
         return image.getexif().get(0x0112, 1)
+
+
+def _has_further_pictures(path: Path) -> bool:
+    """Pages of a TIFF, frames of an animation; not a camera's preview in a JPEG."""
+    with _opened(path) as image:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], path: Path, mask: Path, empty: str) -> bool:
@@ -553,6 +571,13 @@ def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], pa
             f"{name}: mask {mask.relative_to(root)} covers the whole image",
             "zero outside the defect",
             "is it inverted, or saved on white?",
+        )
+    elif (share := m.mean()) > _MOST:
+        report.add(
+            "warning",
+            f"{name}: mask {mask.relative_to(root)} covers {100 * share:.0f} % of the image",
+            "zero outside the defect",
+            "is it inverted? If the defect is that large, all is well",
         )
     return bool(lossy_format(mask))
 
