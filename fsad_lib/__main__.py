@@ -108,7 +108,7 @@ def _grid(args: argparse.Namespace) -> int:
                 shots,
                 args.seed,
                 args.profile,
-                jobs=args.jobs or pipeline.default_jobs(args.profile),
+                jobs=pipeline.default_jobs(args.profile) if args.jobs is None else args.jobs,
                 data_root=args.data_root,
                 tag=tag,
                 overrides=overrides,
@@ -189,6 +189,9 @@ def _figures(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, that of ``arguments`` or of the process's own command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to stop
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(arguments)
     commands = {"check-data": _check_data, "run": _run, "grid": _grid, "demo": _demo, "tables": _tables, "figures": _figures}
     from fsad_lib.errors import FsadError

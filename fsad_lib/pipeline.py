@@ -334,16 +334,20 @@ def _preflight(
     profile: Any, pairs: Iterable[tuple[str, str]], data_root: str, method: str
 ) -> dict[tuple[str, str] | None, str]:
     """What is missing, before anything starts: None -> checkpoints, (data set, category) -> its data."""
-    from fsad_lib.profiles import missing_checkpoints, sections
+    from fsad_lib.datasets import class_name
+    from fsad_lib.profiles import damaged_checkpoints, missing_checkpoints, sections
 
     problems: dict[tuple[str, str] | None, str] = {}
     try:
         missing_checkpoints(profile, sections(method, profile))
+        damaged_checkpoints(profile, sections(method, profile))
     except FsadError as error:
         problems[None] = str(error)
     for pair in pairs:
         try:
             runs.read_table(*pair, data_root, method)
+            for category in runs.members(method, *pair, data_root):
+                class_name(pair[0], category)  # whose words the prompts are made of
         except FsadError as error:
             problems[pair] = str(error)
     return problems
@@ -745,7 +749,7 @@ def _grids_and_figures(
 ) -> int:
     from fsad_lib import tables
 
-    reports = [grid(method, profile=profile, jobs=jobs or default_jobs(profile), say=say, **plan) for plan in plans]
+    reports = [grid(method, profile=profile, jobs=default_jobs(profile) if jobs is None else jobs, say=say, **plan) for plan in plans]
     say("Tables and figures")
     result = execute(FIGURES[method], {"profile": profile})
     say(f"{FIGURES[method]}  {'complete already' if result.skipped else _duration(result.seconds)}")

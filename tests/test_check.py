@@ -105,6 +105,23 @@ def test_inverted_mask(tmp_path):
     assert found(check(tmp_path), "warning", "covers the whole image")
 
 
+def test_an_inverted_mask_leaves_the_defect_out(tmp_path):
+    path = mvtec_tree(tmp_path) / "nut/ground_truth/scratch/000_mask.png"
+    mask = np.full(np.asarray(Image.open(path)).shape, 255, np.uint8)
+    mask[: len(mask) // 4, : len(mask) // 4] = 0
+    Image.fromarray(mask).save(path)
+    assert found(check(tmp_path), "warning", "covers 94 % of the image")
+
+
+def test_what_is_not_read_of_a_file_is_told(tmp_path):
+    good = mvtec_tree(tmp_path) / "nut/test/good"
+    pages = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    pages[0].save(good / "pages.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(good / "moving.gif", save_all=True, append_images=pages[1:])
+    pages[0].save(good / "preview.jpg", format="MPO", save_all=True, append_images=pages[1:])
+    assert found(check(tmp_path), "warning", "2 files hold more than one picture, of which only the first is read: nut/test/good/moving.gif")
+
+
 def test_no_masks_is_fine(tmp_path):
     report = check(mvtec_tree(tmp_path, masks=False))
     assert report.ok and found(report, "note", "image-level metrics only")
@@ -212,6 +229,12 @@ def test_a_mask_that_leads_nowhere(tmp_path):
 def test_a_kind_of_defect_that_sounds_good(tmp_path, kind):
     picture(mvtec_tree(tmp_path) / "nut/test" / kind / "0.png")
     assert found(check(tmp_path), "warning", f"test/{kind} is counted as defective")
+
+
+@pytest.mark.parametrize("name", ["<x>", "-"])
+def test_a_category_that_gives_no_words(tmp_path, name):
+    mvtec_tree(tmp_path, name)
+    assert found(check(tmp_path), "error", f"category '{name}' gives no words")
 
 
 @pytest.mark.parametrize("name", ["my..cat", "x\ny"])

@@ -75,7 +75,7 @@ def home(tmp_path, monkeypatch):
     for name in names:
         path = tmp_path / "data/models/mini" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"{}")
+        path.write_bytes((b"\2" + bytes(7) if path.suffix == ".safetensors" else b"") + b"{}")  # no tensor, and a whole file
     for category in ("part", "other"):
         for kind, count in (("train/good", 3), ("test/good", 1), ("test/scratch", 1)):
             folder = tmp_path / "mine" / category / kind
@@ -193,6 +193,24 @@ def test_a_missing_checkpoint_stops_before_a_kernel_starts(home, monkeypatch):
         pipeline.execute("10_first_fake", given(home, profile="paper"))
     with pytest.raises(FsadError, match="laion/CLIP-ViT-H-14"):
         pipeline.grid("fake", [("folder", "part")], [2], [0], "paper", data_root=str(home / "mine"), say=print)
+
+
+@pytest.mark.parametrize("name", ["diffusion/unet/diffusion_pytorch_model.safetensors", "clip/open_clip_config.json"])
+def test_a_damaged_checkpoint_stops_before_a_kernel_starts(home, monkeypatch, name):
+    monkeypatch.setattr(pipeline, "_papermill", None)
+    (home / "data/models/mini" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(FsadError, match=rf"{name}: a pointer of git LFS"):
+        pipeline.execute("10_first_fake", given(home))
+    with pytest.raises(FsadError, match="git LFS"):
+        pipeline.grid("fake", [("folder", "part")], [2], [0], data_root=str(home / "mine"), say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["<x>", "-"])
+def test_a_product_without_words_stops_before_a_kernel_starts(home, monkeypatch, name):
+    monkeypatch.setattr(pipeline, "_papermill", None)
+    (home / "mine/part").rename(home / "mine" / name)
+    with pytest.raises(FsadError, match="gives no words"):
+        pipeline.execute("10_first_fake", given(home, category=name))
 
 
 @pytest.mark.parametrize(
@@ -643,6 +661,8 @@ def test_a_complete_run_is_recognised_without_torch(home):
         (["grid", "tgvig", "--table1", "--outside", "~unknownuser/x"], "cannot use the path"),
         (["tables", "anomalysd", "--summary"], "expected adp"),
         (["tables", "--summary", "--profile", "mimi"], "mini"),
+        (["grid", "adp", "--jobs", "0"], "jobs: found 0"),
+        (["demo", "--jobs", "0"], "jobs: found 0"),
     ],
 )
 def test_mistakes_print_one_error_and_exit_with_2(home, capsys, words, message):
@@ -654,6 +674,15 @@ def test_mistakes_print_one_error_and_exit_with_2(home, capsys, words, message):
 def test_a_summary_of_nothing_says_so(home, capsys):
     assert main(["tables", "--summary"]) == 0
     assert capsys.readouterr().out == "no complete run of adp in the profile mini\n"
+
+
+def test_a_terminal_without_the_letters_of_a_name_is_no_error(tmp_path):
+    (tmp_path / "é☃").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "fsad_lib", "check-data", str(tmp_path / "é☃")], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "\\xe9\\u2603: unknown" in done.stdout and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -1,9 +1,17 @@
 """Profiles: strict keys and values, overrides, missing checkpoints."""
 
 import pytest
+import torch
 
 from fsad_lib.errors import FsadError
-from fsad_lib.profiles import load_profile, missing_checkpoints, names, parse_overrides
+from fsad_lib.profiles import (
+    damaged_checkpoints,
+    load_profile,
+    missing_checkpoints,
+    names,
+    parse_overrides,
+    sections,
+)
 
 
 def test_profiles_have_the_same_keys_and_differ_in_values():
@@ -123,6 +131,57 @@ def test_nothing_is_missing_when_the_files_are_there(tmp_path, monkeypatch):
     (root / "diffusion/unet/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FsadError, match="unet"):
         missing_checkpoints(load_profile("mini"))
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:-1], f"{len(WHOLE) - 1} bytes, where its header tells of {len(WHOLE)}"),
+        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:20], "its beginning only"),
+        ("unet/diffusion_pytorch_model.safetensors", b"", "its beginning only"),
+        ("unet/diffusion_pytorch_model.safetensors", b"\x80\x04\x95\x0b" + bytes(90), "its beginning only"),
+        ("vae/diffusion_pytorch_model.safetensors", b"version https://git-lfs.github.com/spec/v1", "git LFS"),
+        ("vae/diffusion_pytorch_model.safetensors", b"\3" + bytes(7) + b"[1]", "not what its name says"),
+        ("unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors are missing"),
+        ("unet/config.json", b"[1]", "not a JSON object"),
+        ("scheduler/scheduler_config.json", b"<html>", "not what its name says"),
+        ("unet_inpainting/diffusion_pytorch_model.safetensors", b"", ""),  # AnomalySD's, not ADP's
+        ("safety_checker/model.safetensors", b"", ""),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", b"", ""),  # the whole one stands beside it
+    ],
+)
+def test_a_damaged_checkpoint_is_named(name, content, word, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSAD_HOME", str(tmp_path))
+    fake_models(root := tmp_path / "data/models/mini")
+    for file in root.rglob("*.safetensors"):
+        file.write_bytes(WHOLE)
+    damaged_checkpoints(profile := load_profile("mini"))
+    (root / "diffusion" / name).parent.mkdir(exist_ok=True)
+    (root / "diffusion" / name).write_bytes(content)
+    if not word:
+        return damaged_checkpoints(profile)
+    with pytest.raises(FsadError) as caught:
+        damaged_checkpoints(profile)
+    assert f"diffusion/{name}: " in str(caught.value) and word in str(caught.value) and "get them again" in str(caught.value)
+
+
+def test_a_pickle_cut_short_is_named(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "w.bin")
+    profile = load_profile("mini", {"clip.checkpoint": str(tmp_path / "w.bin")})
+    damaged_checkpoints(profile, ("clip",))
+    (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:-500])
+    with pytest.raises(FsadError, match="the beginning of a file only"):
+        damaged_checkpoints(profile, ("clip",))
+
+
+@pytest.mark.parametrize("method", ["adp", "anomalysd", "tgvig"])
+def test_the_miniatures_are_whole(method):
+    profile = load_profile("mini")
+    damaged_checkpoints(profile, sections(method, profile))
 
 
 def fake_models(root):

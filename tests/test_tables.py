@@ -393,3 +393,17 @@ def test_the_written_latex_tables_are_plain_ascii():
     """Every LaTeX reads them, whatever its input encoding."""
     paths = sorted((project_root() / "figures").glob("*.tex"))
     assert len(paths) > 10 and [p.name for p in paths if not p.read_text(encoding="utf-8").isascii()] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet"])
+def test_broken_predictions_and_traces_name_their_file(tmp_path, content):
+    folder = fake_run(tmp_path, "elpv", "mono", 4, 0)
+    (folder / "predictions.parquet").write_bytes(content)
+    with pytest.raises(FsadError, match=r"k4_seed0/predictions.parquet cannot be used: .*Delete the run's folder"):
+        tables.table1(tmp_path, shots=(4,))
+    (folder / "predictions.parquet").unlink()
+    trace = folder.parent.with_name("10_personalize_adp") / folder.name / "trace.csv"
+    trace.parent.mkdir(parents=True)
+    trace.write_bytes(b"")
+    with pytest.raises(FsadError, match=r"k4_seed0/trace.csv cannot be used: .*Delete the run's folder"):
+        tables.hinge(tmp_path)

@@ -29,6 +29,8 @@ from fsad_lib.errors import FsadError
 
 _EXAMPLES = 3
 SMALL = 32  # pixels a side; below it hardly a patch is left for a detector
+_MOST = 0.8
+"""The share of an image from which on a mask looks inverted."""
 _HARMLESS = {
     "minifab.json",
     "license.txt",
@@ -330,10 +332,11 @@ def _check_btad(root: Path, report: Report) -> None:
 
 
 def _check_category(category: Path, name: str, report: Report, root: Path) -> None:
+    from fsad_lib.datasets import class_name
     from fsad_lib.runs import check_name
 
     try:
-        check_name("category", name)
+        class_name("folder", check_name("category", name))
     except FsadError as error:
         report.add("error", str(error), do="rename the folder; no run takes that name")
     try:
@@ -426,7 +429,7 @@ def _check_files(
     """Decode every image and mask of a category. empty: how bad an empty mask is; a run refuses one among a user's own."""
     sizes, modes = Counter(), Counter()
     digests: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    turned, dark, tiny, lossy = [], [], [], []
+    turned, dark, tiny, lossy, several = [], [], [], [], []
     for path, split, label, mask in rows:
         try:
             image = open_image(path)
@@ -441,6 +444,8 @@ def _check_files(
         )
         if _orientation(path) != 1:
             turned.append(path)
+        if _has_further_pictures(path):
+            several.append(path)
         if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:  # 12 bits, as many cameras give
             dark.append(path)
         if min(image.size) < SMALL:
@@ -462,6 +467,13 @@ def _check_files(
         report.add(
             "note",
             f"{name}: {len(turned)} images carry an EXIF rotation, which is applied: {_some(turned, root)}",
+        )
+    if several:
+        report.add(
+            "warning",
+            f"{name}: {len(several)} files hold more than one picture, of which only the first is read: {_some(several, root)}",
+            "one picture a file",
+            "save each page or frame that was meant as a file of its own",
         )
     if dark:
         report.add(
@@ -539,6 +551,12 @@ def _orientation(path: Path) -> int:
         return image.getexif().get(0x0112, 1)
 
 
+def _has_further_pictures(path: Path) -> bool:
+    """Pages of a TIFF, frames of an animation; not a camera's preview in a JPEG."""
+    with _opened(path) as image:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+
+
 def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], path: Path, mask: Path, empty: str) -> bool:
     """Report what is wrong with a mask; True when its format loses detail."""
     try:
@@ -566,6 +584,13 @@ def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], pa
             f"{name}: mask {mask.relative_to(root)} covers the whole image",
             "zero outside the defect",
             "is it inverted, or saved on white?",
+        )
+    elif (share := m.mean()) > _MOST:
+        report.add(
+            "warning",
+            f"{name}: mask {mask.relative_to(root)} covers {100 * share:.0f} % of the image",
+            "zero outside the defect",
+            "is it inverted? If the defect is that large, all is well",
         )
     return bool(lossy_format(mask))
 

@@ -5,9 +5,11 @@ unknown keys. Paths are relative to the project root; :meth:`Profile.path` resol
 """
 
 import difflib
+import json
 import math
 import os
 import re
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -544,3 +546,73 @@ def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
         example = f"{lines[0].split(':')[0].strip()}.checkpoint=/path/to/it"
         remedy = f"Download them, or point to your copy with an override such as '{example}'."
         raise FsadError("\n".join([title, *lines, remedy]))
+
+
+def damaged_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECTIONS) -> None:
+    """Return when no file that a method loads is cut short, or of another kind than its name says, as far as its first and last bytes tell;
+    else raise :class:`FsadError` naming each. No weights are read: it takes milliseconds."""
+    lines: dict[str, None] = {}  # sections may share a file
+    for section in sections:
+        for file in _loaded_files(section, profile.path(section), profile.name == "mini"):
+            if damage := _damage(file):
+                lines[f"  {file}: {damage}"] = None
+    if lines:
+        remedy = "An interrupted download, or a clone without `git lfs pull`, looks like this: get them again."
+        raise FsadError("\n".join([f"Profile {profile.name!r} needs checkpoints that are damaged on disk:", *lines, remedy]))
+
+
+def _loaded_files(section: str, path: Path | None, shared_text_encoder: bool) -> list[Path]:
+    """The files of weights and settings below a section's checkpoint that its loader may read."""
+    if path is None or section in ("outside", "efficientad_penalty"):  # folders of images
+        return []
+    if not path.is_dir():
+        return [path]
+    folders = [path]
+    if section in ("diffusion", "inpainting"):  # its own folder may hold other programs' files
+        own = section == "inpainting" and (shared_text_encoder or (path / "unet_inpainting").is_dir())
+        folders = [path / name for name in ("unet_inpainting" if own else "unet", "vae", "scheduler", "text_encoder", "tokenizer")]
+    found = []
+    for folder in folders:
+        for ending in (".safetensors", ".bin", ".ckpt"):
+            weights = sorted(folder.glob(f"*{ending}"))
+            found += [f for f in weights if f.name.count(".") == 1] or weights  # model.fp16.safetensors only where it stands alone
+            if weights:
+                break
+        found += sorted(folder.glob("*config.json")) + sorted(folder.glob("*.index.json"))
+    return found
+
+
+def _damage(file: Path) -> str:
+    """What is wrong with a file of weights or settings, else ""."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            head = opened.read(8)
+            if head == b"version ":
+                return "a pointer of git LFS in place of the file"
+            if file.suffix == ".json":
+                return _damage_of_settings(file)
+            if file.suffix == ".safetensors":
+                length = int.from_bytes(head, "little")
+                if len(head) < 8 or length > size - 8:
+                    return f"{size} bytes that are no safetensors file, or its beginning only"
+                entries = json.loads(opened.read(length))
+                whole = 8 + length + max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+                return "" if size == whole else f"{size} bytes, where its header tells of {whole}"
+        if head[:2] == b"PK":  # a zip's list of contents stands at its end
+            return "" if zipfile.is_zipfile(file) else f"{size} bytes, the beginning of a file only"
+        return "" if size else "an empty file"
+    except OSError as error:
+        return error.strerror or str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return "not what its name says"
+
+
+def _damage_of_settings(file: Path) -> str:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        return "not a JSON object"
+    if not file.name.endswith(".index.json"):
+        return ""
+    lost = sorted({name for name in settings["weight_map"].values() if not (file.parent / name).is_file()})
+    return f"of the files that it lists {', '.join(lost)} are missing" if lost else ""

@@ -1,8 +1,9 @@
 """Rows of complete runs, the papers' numbers, and means and intervals over them."""
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -208,7 +209,19 @@ def _metric_rows(path: Path) -> list[dict]:
 @lru_cache(maxsize=16)
 def read_csv(path: Path, stamp: int) -> pd.DataFrame:
     """A CSV with its shots as text and empty cells as they are, remembered for its time ``stamp``: copy it before changing it."""
-    return pd.read_csv(path, dtype={"shots": str}, keep_default_na=False)
+    with _usable(path):
+        return pd.read_csv(path, dtype={"shots": str}, keep_default_na=False)
+
+
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Within the block, a table of a run that cannot be read is named, with what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # pandas' and pyarrow's own are among them
+        text = " ".join(str(error).split())[:300]
+        remedy = "Delete the run's folder and run it again" if "runs" in path.parts else "Restore the file"
+        raise FsadError(f"{path} cannot be used: {type(error).__name__}: {text}. {remedy}.") from error
 
 
 def reported(name: str, root: str | Path | None = None) -> pd.DataFrame:
@@ -256,13 +269,14 @@ def bootstrap_categories(values: pd.Series) -> tuple[float, float, float]:
 @lru_cache(maxsize=256)
 def _predictions(path: Path, stamp: int, category: str) -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
     """(method, part) -> path, label, seen, score of one category's images, sorted by path."""
-    table = pd.read_parquet(path).drop_duplicates(["method", "part", "path"]).sort_values("path")
-    if "category" in table:
-        table = table[table.category == category]
-    return {
-        key: (part.path.to_numpy(object), part.label.to_numpy(int), part.seen.to_numpy(bool), part.score.to_numpy(float))
-        for key, part in table.groupby(["method", "part"])
-    }
+    with _usable(path):
+        table = pd.read_parquet(path).drop_duplicates(["method", "part", "path"]).sort_values("path")
+        if "category" in table:
+            table = table[table.category == category]
+        return {
+            key: (part.path.to_numpy(object), part.label.to_numpy(int), part.seen.to_numpy(bool), part.score.to_numpy(float))
+            for key, part in table.groupby(["method", "part"])
+        }
 
 
 def _seed_scores(picked: pd.DataFrame) -> list[tuple[np.ndarray, ...]] | None:
