@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 
 import open_clip
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file, save_file
 from tiny_models import WIDTH, images, open_clip_model
 from tiny_models import diffusion as tiny_diffusion
 from transformers import CLIPTokenizer
@@ -359,6 +361,25 @@ def test_load_names_what_is_missing(sd, tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FsadError, match=r"expected diffusion_pytorch_model.safetensors .* found config.json"):
         d.load_diffusion(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "file"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")])
+def test_weights_that_are_cut_short_incomplete_or_of_another_shape_are_refused(sd, tmp_path, part, file):
+    save(sd, tmp_path)
+    path = tmp_path / part / f"{file}.safetensors"
+    whole, state = path.read_bytes(), {k: v.clone() for k, v in load_file(path).items()}  # its own memory: the file is written over
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FsadError, match=rf"{part}.*Copy the folder again"):
+        d.load_diffusion(tmp_path)
+    name, value = next((k, v) for k, v in state.items() if v.dim() == 2)
+    save_file({k: v for k, v in state.items() if k != name}, path, {"format": "pt"})
+    with pytest.raises(FsadError, match=rf"lacks 1 of the weights .* {re.escape(name.removeprefix('text_model.'))}"):
+        d.load_diffusion(tmp_path)
+    save_file(state | {name: torch.cat([value, value])}, path, {"format": "pt"})
+    with pytest.raises(FsadError, match=rf"{part}.*Copy the folder again"):
+        d.load_diffusion(tmp_path)
+    path.write_bytes(whole)
+    d.load_diffusion(tmp_path)
 
 
 def test_models_that_do_not_fit_are_refused(sd, model, tmp_path):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fsad_lib.errors import FsadError
@@ -407,7 +408,8 @@ def load_diffusion(
         unet_folder, make: which U-Net of the folder is read, and the class that is made of the parts.
 
     Raises:
-        FsadError: a missing folder or file, named together with what is expected.
+        FsadError: a missing folder or file, named together with what is expected; weights that are damaged, that lack some or that do not fit their
+            config.json.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
@@ -477,13 +479,15 @@ def _load(make: Any, folder: Path, stem: str, dtype: str, old_stem: str | None =
         dot = f".{variant}" if variant else ""
         for name, safe in ((f"{stem}{dot}.safetensors", True), (f"{old_stem}{dot}.bin", False)):
             if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
-                return make.from_pretrained(
-                    folder,
-                    variant=variant,
-                    use_safetensors=safe,
-                    local_files_only=True,
-                    **{dtype: torch.float32},
-                )
+                settings = {"variant": variant, "use_safetensors": safe, "local_files_only": True, dtype: torch.float32}
+                try:
+                    model, info = make.from_pretrained(folder, output_loading_info=True, **settings)
+                except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+                    text = " ".join(str(error).split())[:300]
+                    raise FsadError(f"{folder / name} cannot be loaded with the config.json beside it: {text} Copy the folder again.") from error
+                if lacking := sorted(info["missing_keys"]):
+                    raise FsadError(f"{folder / name} lacks {len(lacking)} of the weights that its config.json names, among them {lacking[0]}. Copy the folder again.")
+                return model
     found = sorted(p.name for p in folder.iterdir())
     raise FsadError(
         f"no weights in {folder}: expected {stem}.safetensors (or {old_stem}.bin), found {', '.join(found) or 'nothing'}."
