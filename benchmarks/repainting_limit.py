@@ -43,7 +43,7 @@ def maps(detector: AnomalySD, x: Tensor, twin: Tensor, category: str) -> dict[st
     """S_map (1, H, W) of an image (1, 3, H, W), for each of :data:`REPAINTING`; `twin` is its flawless photograph."""
     model, (passes, x_hat) = detector.model, detector.twins(x, detector.passes(x, category), category)
     z, z_twin = (model.posterior(image)[0] for image in (x, twin))
-    m = torch.stack([p.m for p in passes])[:, None]
+    x, m = x.to(x_hat), torch.stack([p.m for p in passes])[:, None].to(x_hat.device)
     m_z = F.interpolate(m.float(), scale_factor=1 / model.factor)
     drawn = {"its own": x_hat, "perfect": model.decode(torch.where(m_z > 0, z_twin, z)), "none": model.decode(z)}
     return {name: detector.maps(x, torch.where(m, y, x), passes)["map"] for name, y in drawn.items()}
@@ -61,7 +61,7 @@ def judge(overrides: str, images: int | None) -> pd.DataFrame:
             found.append(maps(detector, x, flawless(Path(path), category, x), category))
         row = {"category": category}
         for name in REPAINTING:
-            s = torch.cat([one[name] for one in found])
+            s = torch.cat([one[name] for one in found]).cpu()
             score = image_score(s, detector.settings.image_share)
             row |= {f"{name}, image": roc_auc_score(chosen["label"], score), f"{name}, pixel": roc_auc_score(masks.ravel(), s.numpy().ravel())}
         rows.append(row)

@@ -4,8 +4,6 @@ Every random number of a step comes from ``(seed, step)``, so that an interrupte
 very weights of one that was never interrupted.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -199,7 +197,7 @@ def _train(
     checkpoint: str | Path | None, every: int, progress: Callable[[int, int, dict[str, float]], None] | None,
 ) -> pd.DataFrame:  # fmt: skip
     """AdamW on some parameters of a frozen module, resumable; the module is frozen again at the end, come what may."""
-    key = f"{key}-{_sums(parameters)}"
+    key = f"{key}-{digest(*parameters)}"  # of the values themselves: their sum would depend on the device and on the number of threads
     for p in parameters:
         p.requires_grad_(True)
     adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
@@ -268,9 +266,3 @@ def _images(model: Inpainting, x: Tensor, steps: int, lr: float, batch_size: int
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise FsadError(f"found steps {steps}, lr {lr}, batch_size {batch_size}; expected at least 0, above 0, at least 1.")
     return resize(x, model.image_size)
-
-
-def _sums(parameters: Sequence[Tensor]) -> str:
-    """A short name of the weights that training starts from."""
-    sums = [p.detach().double().sum().item() for p in parameters]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]

@@ -62,7 +62,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[Tensor], float], rows: Iterable[Tensor], inputs: Sequence[Tensor], *,
-    frozen: str, settings: str = "", schedule: Any = None, checkpoint: str | Path | None = None, progress: Progress | None = None,
+    frozen: str, derived: tuple[str, ...] = (), settings: str = "", schedule: Any = None, checkpoint: str | Path | None = None, progress: Progress | None = None,
 ) -> list[float]:  # fmt: skip
     """The loss of each step, inside :func:`seeded`. An interrupted training goes on from its last checkpoint and ends with the very same weights.
 
@@ -70,6 +70,7 @@ def train(
         step: takes the numbers of a step's images, does the step, gives its loss.
         rows: those numbers, one tensor a step. inputs: the images that they count.
         frozen: beginning of the names of what is not trained, and so not kept.
+        derived: beginnings of the names of what was computed from the rest, whose last bits depend on the device: it does not tell trainings apart.
         settings: what else decides the result, besides the optimizer's own settings and the model as it comes in.
         schedule: of the learning rate, or None. progress: called with (steps done, steps) after each step.
         checkpoint: file of the unfinished state; one of another training is not used.
@@ -78,7 +79,8 @@ def train(
         FsadError: a checkpoint that cannot be read.
     """
     rows = list(rows)
-    key = digest(*inputs, *rows, *model.state_dict().values(), settings=settings, optimizer=optimizer.defaults) if checkpoint else ""
+    given = [value for name, value in model.state_dict().items() if not name.startswith(derived)]
+    key = digest(*inputs, *rows, *given, settings=settings, optimizer=optimizer.defaults) if checkpoint else ""
     losses = _resume(checkpoint, key, model, optimizer, schedule)
     every = max(1, len(rows) // CHECKPOINTS)
     for done, chosen in enumerate(rows[len(losses) :], start=len(losses) + 1):

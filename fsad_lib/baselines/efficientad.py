@@ -138,8 +138,9 @@ class EfficientAD:
 
             rows = map(torch.cat, zip(batches(len(x), 1, steps, seed), batches(len(penalty), 1, steps, seed + 1)))
             losses = train(
-                model, optimizer, step, rows, [x, penalty], frozen="teacher.", schedule=schedule, checkpoint=checkpoint, progress=progress
-            )
+                model, optimizer, step, rows, [x, penalty], frozen="teacher.", derived=("mean_std.",), schedule=schedule, checkpoint=checkpoint,
+                progress=progress,
+            )  # fmt: skip
             self._calibrate(model, x, held_out)
         self.model = model
         return losses

@@ -250,7 +250,7 @@ def main() -> None:
     elif args.grow and not checkpoint.exists():
         grow(model, torch.load(args.grow, weights_only=True, map_location=args.device)["model"])
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # step counts stay there: on a GPU, AdamW would wait for each
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     batches, sums, start, first = Batches(args.pool, args.pairs, objects=args.objects), np.zeros(5), time.time(), step

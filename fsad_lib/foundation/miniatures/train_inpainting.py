@@ -279,7 +279,7 @@ def main() -> None:
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True, map_location=args.device) if checkpoint.exists() else None
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None  # step counts stay there: on a GPU, AdamW would wait for each
     if state and state["channels"] != args.channels:
         raise FsadError(f"{checkpoint} holds a U-Net of the channels {state['channels']}, asked for are {args.channels}; give another --out.")
     model = load_start(args.mini, args.device, args.channels)
@@ -293,7 +293,7 @@ def main() -> None:
     step = 0
     if state:
         unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
-        average, step = state["average"], state["step"]
+        average, step = {k: v.to(args.device) for k, v in state["average"].items()}, state["step"]
     start, first, total, summed = time.time(), step, 0.0, 0
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:

@@ -174,11 +174,11 @@ def main() -> None:
     images, _, _ = open_pool(args.pool)
     teacher = load_network_teacher(STRIDES[args.network], args.device)
     checkpoint = args.out / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True, map_location=args.device) if checkpoint.exists() else None
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None  # step counts stay there: on a GPU, AdamW would wait for each
     if state and state["network"] != args.network:
         raise FsadError(f"{checkpoint} is a training of {state['network']}. Give another --out.")
     if state:
-        means, stds = state["means"], state["stds"]
+        means, stds = ([m.to(args.device) for m in state[kind]] for kind in ("means", "stds"))
     else:  # of every teacher channel, over the images of the first steps
         maps = [torch.cat(parts) for parts in zip(*(teacher.features(batch(images, i, args.batch)) for i in range(8)))]
         means, stds = ([getattr(m, kind)((0, 2, 3), keepdim=True) for m in maps] for kind in ("mean", "std"))

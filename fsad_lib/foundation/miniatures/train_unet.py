@@ -111,9 +111,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     step, checkpoint = 0, args.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # step counts stay there: on a GPU, AdamW would wait for each
         unet.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
-        average, step = state["average"], state["step"]
+        average, step = {k: v.to(args.device) for k, v in state["average"].items()}, state["step"]
     start, first, total = time.time(), step, 0.0
     while step < (args.until or args.steps):
         for group in optimizer.param_groups:

@@ -78,14 +78,14 @@ def chroma(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def quality(vae: AutoencoderKL, images, cells: np.ndarray, n: int = 48) -> dict[str, float]:
+def quality(vae: AutoencoderKL, images, cells: np.ndarray, device: str = "cpu", n: int = 48) -> dict[str, float]:
     """On the last n pairs of the pool: PSNR (dB) of the round trip, and the share of the defects' contrast that survives it:
     |decoded(defective) - decoded(good)| / |defective - good|, summed over defective cells (the gate is 0.70); colour: the share of the variance of
     :func:`chroma` that survives."""
     pair = np.stack([images[-1][-1 - i] for i in range(n)])
     x = torch.from_numpy(pair).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     mask = torch.from_numpy((cells[-n:][::-1] > 0.1).astype(np.float32).copy()).repeat_interleave(128 // GRID, 1).repeat_interleave(128 // GRID, 2)[:, None]
-    y = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample for b in x.flatten(0, 1).split(16)]).clamp(-1, 1).view_as(x)
+    y = torch.cat([vae.decode(vae.encode(b.to(device)).latent_dist.mean).sample.cpu() for b in x.flatten(0, 1).split(16)]).clamp(-1, 1).view_as(x)
     mse = ((x - y) ** 2).mean().item() / 4
     before, after = ((a[:, 1] - a[:, 0]).abs() * mask for a in (x, y))
     signed = ((y[:, 1] - y[:, 0]) * (x[:, 1] - x[:, 0]) * mask).sum() / ((x[:, 1] - x[:, 0]) ** 2 * mask).sum()
@@ -140,7 +140,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.0, betas=(0.9, 0.95))
     step, checkpoint = 0, args.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # step counts stay there: on a GPU, AdamW would wait for each
         vae.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     start, first, total = time.time(), step, 0.0
@@ -179,7 +179,7 @@ def main() -> None:
             row = {"step": step, "loss": total / since, "kl": float(kl.detach()), "batch": args.batch, "crops_per_s": (step - first) * args.batch / (time.time() - start)}
             total = 0.0
             if step % args.every == 0 or last:
-                row |= quality(vae, images, cells)
+                row |= quality(vae, images, cells, args.device)
                 save_atomically({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint)
             row = {k: round(v, 4) for k, v in row.items()}
             with (args.out / "log.jsonl").open("a") as file:

@@ -191,13 +191,13 @@ def main() -> None:
     book = Codebook(vqgan.model)
     step, checkpoint = 0, args.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=args.device)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # step counts stay there: on a GPU, Adam would wait for each
         if (state["factor"], state["codes"]) != (args.factor, args.codes):
             raise FsadError(f"{checkpoint} was trained with factor {state['factor']} and {state['codes']} codes. Give those, or another --out.")
         vqgan.model.load_state_dict(state["model"]), vqgan.discriminator.load_state_dict(state["discriminator"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        average, step = state["average"], state["step"]
+        average, step = {k: v.to(args.device) for k, v in state["average"].items()}, state["step"]
         book.usage.copy_(state["usage"])
     start, first, total = time.time(), step, {}
     while step < (args.until or args.steps):
