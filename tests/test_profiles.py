@@ -140,12 +140,12 @@ WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + bytes(8)
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:-1], f"{len(WHOLE) - 1} bytes, where its header tells of {len(WHOLE)}"),
-        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:20], "its beginning only"),
-        ("unet/diffusion_pytorch_model.safetensors", b"", "its beginning only"),
-        ("unet/diffusion_pytorch_model.safetensors", b"\x80\x04\x95\x0b" + bytes(90), "its beginning only"),
+        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:-1], "no whole safetensors file"),
+        ("unet/diffusion_pytorch_model.safetensors", WHOLE[:20], "no whole safetensors file"),
+        ("unet/diffusion_pytorch_model.safetensors", b"", "no whole safetensors file"),
+        ("unet/diffusion_pytorch_model.safetensors", b"\x80\x04\x95\x0b" + bytes(90), "no whole safetensors file"),
         ("vae/diffusion_pytorch_model.safetensors", b"version https://git-lfs.github.com/spec/v1", "git LFS"),
-        ("vae/diffusion_pytorch_model.safetensors", b"\3" + bytes(7) + b"[1]", "not what its name says"),
+        ("vae/diffusion_pytorch_model.safetensors", b"\3" + bytes(7) + b"[1]", "no whole safetensors file"),
         ("unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors are missing"),
         ("unet/config.json", b"[1]", "not a JSON object"),
         ("scheduler/scheduler_config.json", b"<html>", "not what its name says"),

@@ -108,7 +108,9 @@ def _not_beyond(gap: dict, beyond: bool) -> str:
     """A claim that a difference does not lie `beyond` 0 with its whole interval: it does (no), does but not in every seed (unclear), or not (yes)."""
     if math.isnan(gap["low"]):
         return "no interval"
-    return "yes" if not beyond else "no" if verdict(gap) != "unclear" else "unclear"
+    if not beyond:
+        return "yes"
+    return "unclear" if verdict(gap) == "unclear" else "no"
 
 
 def _judge_level(block: Block, claim, shots: list[int]) -> tuple[str, str]:

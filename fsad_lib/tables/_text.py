@@ -13,7 +13,7 @@ import pandas as pd
 
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
-from fsad_lib.tables._rows import CELL, COLUMNS, NONE, NOT_RUN
+from fsad_lib.tables._rows import CELL, COLUMNS, NONE, NOT_RUN, read_csv
 
 
 def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
@@ -211,14 +211,20 @@ def to_csv(table: pd.DataFrame) -> str:
     return out.getvalue()
 
 
+def count_cells(rows: pd.DataFrame, method: str, profile: str, root: Path) -> tuple[Path, int, int]:
+    """``data/results/<method>_<profile>.csv``, the number of complete cells in `rows`, and the number behind that file (0: there is none)."""
+    path = root / "data" / "results" / f"{check_file_name(method)}_{check_file_name(profile)}.csv"
+    there = len(read_csv(path, path.stat().st_mtime_ns)[CELL].drop_duplicates()) if path.is_file() else 0
+    return path, len(rows[CELL].drop_duplicates()), there
+
+
 def write_rows(rows: pd.DataFrame, method: str, profile: str, root: Path) -> Path:
     """Every collected row into ``data/results/<method>_<profile>.csv`` (metrics in [0, 1], no local paths).
 
     Raises:
         FsadError: the file there holds more cells than `rows`: a few runs never replace the grid behind the committed tables.
     """
-    path = root / "data" / "results" / f"{method}_{check_file_name(profile)}.csv"
-    here, there = len(rows[CELL].drop_duplicates()), len(pd.read_csv(path)[CELL].drop_duplicates()) if path.is_file() else 0
+    path, here, there = count_cells(rows, method, profile, root)
     if here < there:
         raise FsadError(
             f"{path.name} holds {there} cells (category, shots, seed, tag), {here} of them are complete on this machine. Run the grid first "

@@ -11,7 +11,6 @@ import pandas as pd
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import open_run, project_root, read_record
 from fsad_lib.tables._rows import (
-    CELL,
     METRICS,
     NONE,
     NOT_RUN,
@@ -21,11 +20,10 @@ from fsad_lib.tables._rows import (
     bootstrap_images,
     expected_categories,
     pick,
-    read_csv,
     unit_name,
     wins_of,
 )
-from fsad_lib.tables._text import check_file_name, interval, verdict
+from fsad_lib.tables._text import count_cells, interval, verdict
 
 __all__ = [
     "GRID_SEEDS", "by_defect", "control_sentences", "coverage", "describe", "destination", "drawable", "examples", "failures",
@@ -276,9 +274,7 @@ def destination(rows: pd.DataFrame, profile: str = "mini", root: str | Path | No
     """Where tables and figures go, and why: ``figures/``, or ``figures/partial/`` when fewer cells are complete on this machine than
     stand behind the committed ``data/results/<method>_<profile>.csv``, so that a small run never replaces the full grid's tables."""
     root = Path(root or project_root())
-    path = root / "data" / "results" / f"{check_file_name(method)}_{check_file_name(profile)}.csv"
-    here = len(rows[CELL].drop_duplicates())
-    there = len(read_csv(path, path.stat().st_mtime_ns)[CELL].drop_duplicates()) if path.is_file() else 0
+    _, here, there = count_cells(rows, method, profile, root)
     if here >= max(there, 1):
         return root / "figures", f"{here} complete cells: tables and figures go to figures/."
     why = f"{here} complete cells here, {there} behind the committed tables" if there else "No complete cell of this profile here"
