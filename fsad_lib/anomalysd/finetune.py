@@ -197,7 +197,8 @@ def _train(
     checkpoint: str | Path | None, every: int, progress: Callable[[int, int, dict[str, float]], None] | None,
 ) -> pd.DataFrame:  # fmt: skip
     """AdamW on some parameters of a frozen module, resumable; the module is frozen again at the end, come what may."""
-    key = f"{key}-{digest(*parameters)}"  # of the values themselves: their sum would depend on the device and on the number of threads
+    if checkpoint is not None:  # of the values themselves: their sum would depend on the device and on the number of threads
+        key = f"{key}-{digest(*parameters)}"
     for p in parameters:
         p.requires_grad_(True)
     adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
