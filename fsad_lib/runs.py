@@ -275,11 +275,10 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(here, name)))
 
 
-def _tree_hash(path: Path | None, without: str = "") -> list[list[str]]:
+def _tree_hash(path: Path | None) -> list[list[str]]:
     if path is None:
         return []
     files = sorted(_files(path)) if path.is_dir() else [path]
-    files = [p for p in files if p == path or p.relative_to(path).parts[0] != without]
     names = [p.relative_to(path).as_posix() if path.is_dir() else "file" for p in files]
     return [list(pair) for pair in zip(names, file_hashes(files), strict=True)]
 
@@ -525,11 +524,7 @@ def _manifest(root: Path, dataset: str, category: str, data_root: str, seed: int
 def _models(root: Path, dump: str, profile: Any, method: str = "", stage: str = "") -> dict[str, list]:
     from fsad_lib.profiles import sections
 
-    # the miniatures of two methods share a folder: neither method depends on the other's U-Net
-    own = {"diffusion": "unet_inpainting"}
-    if (profile.path("inpainting") / "unet_inpainting").is_dir():
-        own["inpainting"] = "unet"
-    return {section: _tree_hash(profile.path(section), own.get(section, "")) for section in sections(method, profile, stage)}
+    return {section: _tree_hash(profile.path(section)) for section in sections(method, profile, stage)}
 
 
 def model_hashes(profile: Any, method: str = "", stage: str = "") -> dict[str, list]:

@@ -320,17 +320,17 @@ def test_neither_methods_models_enter_the_others_fingerprint(project):
         return runs.open_run(stage, method, profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts")).ingredients["models"]
 
     before = {method: ingredients(method) for method in ("adp", "anomalysd")}
-    extra = project / "data/models/mini/diffusion/unet_inpainting/extra.json"
+    extra = project / "data/models/mini/inpainting/unet/extra.json"
     extra.write_text("{}")
     runs.forget_inputs()
     assert ingredients("adp") == before["adp"] and ingredients("anomalysd") != before["anomalysd"]
     extra.unlink()
     other = project / "data/models/mini/diffusion/unet/extra.json"
-    other.parent.mkdir(exist_ok=True)
+    other.parent.mkdir(parents=True)
     other.write_text("{}")
     runs.forget_inputs()
     assert ingredients("adp") != before["adp"] and ingredients("anomalysd") == before["anomalysd"]
-    other.unlink(), other.parent.rmdir()
+    other.unlink(), other.parent.rmdir(), other.parent.parent.rmdir()
     runs.forget_inputs()
 
 

@@ -112,7 +112,7 @@ def test_a_perfect_twin_of_a_good_image_is_its_round_trip_and_of_a_damaged_one_f
     from fsad_lib.foundation.perceptual import load_lpips
 
     limit, mini = load("repainting_limit"), FOLDER.parent / "data/models/mini"
-    model = load_inpainting(mini / "diffusion", load_clip(mini / "clip"))
+    model = load_inpainting(mini / "inpainting", load_clip(mini / "clip"))
     settings = Settings(strength=0.6, scales=(2,), alpha=0.0, num_inference_steps=2, merged=True, packed=True)
     detector = AnomalySD(model, load_lpips(mini / "lpips"), {"nut": Category("A perfect nut.")}, settings)
     scene = pairs(1, nouns=["nut"])

@@ -117,19 +117,18 @@ def test_loss_is_the_error_of_the_nine_channel_prediction():
             assert torch.allclose(got, expected, rtol=1e-4)
 
 
-def save(model, folder, own_unet):
-    model.unet.save_pretrained(folder / ("unet_inpainting" if own_unet else "unet"))
+def save(model, folder):
+    model.unet.save_pretrained(folder / "unet")
     model.vae.save_pretrained(folder / "vae")
     model.scheduler.save_pretrained(folder / "scheduler")
 
 
 def test_both_layouts_load_and_agree(tmp_path):
     model, x, m = tiny.model(pad_token="<|endoftext|>"), tiny.images(1), tiny.masks(1)
-    save(model, tmp_path / "hub", own_unet=False)
+    save(model, tmp_path / "hub")
     model.text_encoder.save_pretrained(tmp_path / "hub/text_encoder")
     d.write_tokenizer(tmp_path / "hub/tokenizer", "<|endoftext|>")
-    save(model, tmp_path / "mini", own_unet=True)
-    tiny.unet(channels=4).save_pretrained(tmp_path / "mini/unet")
+    save(model, tmp_path / "mini")
     d.write_tokenizer(tmp_path / "mini/tokenizer", "<|endoftext|>")
     settings = dict(strength=0.5, num_inference_steps=2, noise=noise(1))
     expected = model.inpaint(x, m, ["A perfect nut."], **settings)
@@ -142,7 +141,7 @@ def test_both_layouts_load_and_agree(tmp_path):
 def test_a_text_to_image_unet_is_refused(tmp_path):
     model = tiny.model()
     model.unet = tiny.unet(channels=4)
-    save(model, tmp_path, own_unet=False)
+    save(model, tmp_path)
     with pytest.raises(FsadError, match="takes 4 channels"):
         load_inpainting(tmp_path, clip=tiny_models.clip())
     with pytest.raises(FsadError, match="lacks"):

@@ -265,9 +265,9 @@ def test_a_decoder_trained_alone_leaves_every_latent_as_it_was(scripts, tmp_path
     assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
     with pytest.raises(FsadError, match="--start"):
         scripts(train_vae, tmp_path / "none", *step)
-    shutil.copytree(tmp_path / "start", tmp_path / "mini/diffusion/vae")
+    shutil.copytree(tmp_path / "start", tmp_path / "mini/inpainting/vae")
     scripts(train_vae, tmp_path / "vae", "--export", "--mini", tmp_path / "mini")
-    shipped = AutoencoderKL.from_pretrained(tmp_path / "mini/diffusion/vae", torch_dtype=torch.float32)
+    shipped = AutoencoderKL.from_pretrained(tmp_path / "mini/inpainting/vae", torch_dtype=torch.float32)
     assert dict(shipped.config) | {"_name_or_path": ""} == dict(AutoencoderKL.from_pretrained(tmp_path / "start").config) | {"_name_or_path": ""}
     for name, value in shipped.state_dict().items():
         torch.testing.assert_close(value, after[name], atol=1e-4, rtol=1e-3, msg=name)
@@ -370,7 +370,8 @@ def test_no_shipped_configuration_names_a_place_on_a_disk():
 def test_the_autoencoder_trained_with_lpips_keeps_more_of_looks_and_colours():
     scenes = inspect.pairs(1, nouns=["gear", "nut", "plate", "mesh"])
     lpips = load_lpips(project_root() / "data/models/mini/lpips")
-    models = (load_models(load_profile("mini", f"inpainting.checkpoint={folder}/diffusion"))[0] for folder in ("../mini", "../mini_lpips"))
+    clip = load_clip(project_root() / "data/models/mini/clip")
+    models = (load_diffusion(project_root() / "data/models/mini/diffusion", clip), load_models(load_profile("mini"))[0])
     old, new = (model.decode(model.posterior(scenes.good)[0]) for model in models)
     assert (lpips.distance(new, scenes.good) < 0.7 * lpips.distance(old, scenes.good)).all()
     true = train_vae.chroma(scenes.good)

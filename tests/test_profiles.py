@@ -149,7 +149,6 @@ WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + bytes(8)
         ("unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors are missing"),
         ("unet/config.json", b"[1]", "not a JSON object"),
         ("scheduler/scheduler_config.json", b"<html>", "not what its name says"),
-        ("unet_inpainting/diffusion_pytorch_model.safetensors", b"", ""),  # AnomalySD's, not ADP's
         ("safety_checker/model.safetensors", b"", ""),
         ("unet/diffusion_pytorch_model.fp16.safetensors", b"", ""),  # the whole one stands beside it
     ],

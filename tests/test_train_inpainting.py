@@ -157,15 +157,16 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     resumed = train(tmp_path / "b")
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     train(tmp_path / "a", "--export")
-    shipped = load_inpainting(folder, clip=tiny_models.clip())
-    assert str(tmp_path) not in (folder / "unet_inpainting/config.json").read_text(), "where the training lay is nobody's concern"
+    shipped = load_inpainting(mini / "inpainting", clip=tiny_models.clip())
+    assert str(tmp_path) not in (mini / "inpainting/unet/config.json").read_text(), "where the training lay is nobody's concern"
+    assert "StableDiffusionInpaintPipeline" in (mini / "inpainting/model_index.json").read_text()
     assert shipped.unet.config.in_channels == 9 and list(shipped.unet.config.block_out_channels) == [16, 24]
     with pytest.raises(FsadError, match="asked for are"):
         train(tmp_path / "b", "--channels", 16, 16)
     for wrong in (["--focus", 0.5, 0.2, 0.5], ["--focus", 0.1, 0.2, 2], ["--min-snr", 0]):
         with pytest.raises(SystemExit):
             train(tmp_path / "b", *wrong)
-    again = train(tmp_path / "c", "--start", folder / "unet_inpainting", "--lr", 0)
+    again = train(tmp_path / "c", "--start", mini / "inpainting/unet", "--lr", 0)
     for name, value in shipped.unet.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-4, rtol=1e-3, msg=f"{name}: training goes on from what was exported")
     exported = load_inpainting(t.export_paper_layout(mini, tmp_path / "paper"))
@@ -174,6 +175,13 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     settings = dict(strength=0.5, noise=noise, num_inference_steps=2)
     a, b = (loaded.inpaint(x, m, ["A perfect gear."], **settings) for loaded in (shipped, exported))
     assert torch.allclose(a, b, atol=1e-5)
+    with torch.no_grad():
+        shipped.vae.encoder.conv_in.weight.add_(1.0)
+    shipped.vae.save_pretrained(mini / "inpainting/vae")
+    assert torch.equal(t.load_start(mini, "cpu", [16, 24]).vae.encoder.conv_in.weight, shipped.vae.encoder.conv_in.weight), "its own autoencoder, once there is one"
+    train(tmp_path / "a", "--export")
+    kept = load_inpainting(mini / "inpainting", clip=tiny_models.clip()).vae.encoder.conv_in.weight
+    assert torch.equal(kept, shipped.vae.encoder.conv_in.weight), "an export of the U-Net leaves it alone"
 
 
 def test_repainting_is_measured_against_the_photograph_without_defect():

@@ -28,10 +28,9 @@ def write_project(root):
     """The models below ``root/data/models/mini``, the products below ``root/parts``."""
     mini, model = root / "data/models/mini", tiny.model()
     tiny_models.save_clip(mini / "clip", tiny_models.open_clip_model())
-    model.unet.save_pretrained(mini / "diffusion/unet_inpainting")
-    model.vae.save_pretrained(mini / "diffusion/vae")
-    model.scheduler.save_pretrained(mini / "diffusion/scheduler")
-    (mini / "diffusion/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    for part in ("unet", "vae", "scheduler"):
+        getattr(model, part).save_pretrained(mini / "inpainting" / part)
+    (mini / "inpainting/model_index.json").write_text('{"_class_name": "StableDiffusionInpaintPipeline"}')
     (mini / "lpips").mkdir()
     save_file({k: v.contiguous() for k, v in tiny.lpips().state_dict().items()}, mini / "lpips/lpips_alex.safetensors")
     for offset, (name, value) in enumerate(COLOURS.items()):

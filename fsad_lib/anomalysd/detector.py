@@ -153,7 +153,7 @@ class AnomalySD:
         >>> from fsad_lib.foundation.clip import load_clip
         >>> from fsad_lib.foundation.inpainting import load_inpainting
         >>> from fsad_lib.foundation.perceptual import load_lpips
-        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> model = load_inpainting("data/models/mini/inpainting", load_clip("data/models/mini/clip"), image_size=64)
         >>> settings = Settings(strength=0.5, scales=(1, 2), alpha=0.0, num_inference_steps=2)
         >>> detector = AnomalySD(model, load_lpips("data/models/mini/lpips"), {"gear": Category("A perfect gear.")}, settings)
         >>> x = torch.rand(2, 3, 64, 64)

@@ -67,7 +67,7 @@ def finetune_unet(
         >>> from fsad_lib.adp.probes import weights_digest
         >>> from fsad_lib.foundation.clip import load_clip
         >>> from fsad_lib.foundation.inpainting import load_inpainting
-        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> model = load_inpainting("data/models/mini/inpainting", load_clip("data/models/mini/clip"), image_size=64)
         >>> parts = model.unet, model.vae, model.text_encoder
         >>> before = [weights_digest(part) for part in parts]
         >>> trace = finetune_unet(model, torch.rand(2, 3, 64, 64), [["A perfect gear."], ["A perfect nut."]], steps=2, lr=3e-4, batch_size=1)
@@ -157,7 +157,7 @@ def finetune_decoder(
         >>> from fsad_lib.foundation.clip import load_clip
         >>> from fsad_lib.foundation.inpainting import load_inpainting
         >>> from fsad_lib.foundation.perceptual import load_lpips
-        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"), image_size=64)
+        >>> model = load_inpainting("data/models/mini/inpainting", load_clip("data/models/mini/clip"), image_size=64)
         >>> x = torch.tensor([0.9, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 64, 64)  # a plain red
         >>> z, drawn = model.posterior(x)[0], model.decode(model.posterior(x)[0])
         >>> trace = finetune_decoder(model, x, load_lpips("data/models/mini/lpips"), beta=0.1, steps=5, lr=3e-4, batch_size=1)

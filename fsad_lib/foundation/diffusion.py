@@ -395,7 +395,6 @@ def load_diffusion(
     device: str | torch.device = "cpu",
     image_size: int | None = None,
     *,
-    unet_folder: str = "unet",
     make: type[Diffusion] = Diffusion,
 ) -> Diffusion:
     """Load a Stable Diffusion from a folder in the hub's layout (see the module's text), in float32, without any network.
@@ -405,7 +404,7 @@ def load_diffusion(
         clip: the CLIP (or its open_clip model) whose text tower stands in for a missing ``text_encoder/``.
         device: where to put the models.
         image_size: overrides the U-Net's own size.
-        unet_folder, make: which U-Net of the folder is read, and the class that is made of the parts.
+        make: the class that is made of the parts.
 
     Raises:
         FsadError: a missing folder or file, named together with what is expected; weights that are damaged, that lack some or that do not fit their
@@ -425,18 +424,18 @@ def load_diffusion(
     folder = Path(checkpoint)
     missing = [
         str(folder / part)
-        for part in (f"{unet_folder}/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        for part in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
         if not (folder / part).is_file()
     ]
     if missing:
         raise FsadError(
             f"the diffusion checkpoint {folder} lacks {', '.join(missing)}. Expected a folder in the diffusers layout: "
-            f"{unet_folder}/, vae/, scheduler/ and, unless CLIP's text tower is used, text_encoder/ and tokenizer/."
+            "unet/, vae/, scheduler/ and, unless CLIP's text tower is used, text_encoder/ and tokenizer/."
         )
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"), diffusers.DDIMScheduler)
     scheduler = scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True)
-    unet = _load(diffusers.UNet2DConditionModel, folder / unet_folder, "diffusion_pytorch_model", "torch_dtype")
+    unet = _load(diffusers.UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model", "torch_dtype")
     vae = _load(diffusers.AutoencoderKL, folder / "vae", "diffusion_pytorch_model", "torch_dtype")
     if (folder / "text_encoder").is_dir():
         from transformers import CLIPTextModel

@@ -2,8 +2,7 @@
 
 Stable Diffusion inpainting is an ordinary Stable Diffusion whose U-Net sees nine channels: the noisy latent, the mask and the latent of
 the image without the masked region, in this order. Masks m are 1 where the image is to be repainted. A folder in the hub's layout is
-read as :mod:`fsad_lib.foundation.diffusion` says; the miniature shares VAE, scheduler and text encoder with the mini text-to-image
-model and adds ``unet_inpainting/`` beside its ``unet/``.
+read as :mod:`fsad_lib.foundation.diffusion` says; the miniature's text encoder is that of the mini CLIP, as the mini text-to-image model's.
 """
 
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from fsad_lib.foundation.diffusion import Diffusion, count_steps, load_diffusion
 
 __all__ = ["Inpainting", "load_inpainting"]
 
-OWN_UNET = "unet_inpainting"
-
 
 class Inpainting(Diffusion):
     """A Stable Diffusion with a nine-channel inpainting U-Net; arguments and attributes are those of ``Diffusion``.
@@ -33,7 +30,7 @@ class Inpainting(Diffusion):
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
-        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> model = load_inpainting("data/models/mini/inpainting", load_clip("data/models/mini/clip"))
         >>> x, m = torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
         >>> m[..., 32:64, 32:96] = 1
         >>> y = model.inpaint(x, m, ["A perfect gear."], strength=1.0, noise=torch.randn(1, 4, 32, 32), num_inference_steps=2)
@@ -222,8 +219,7 @@ def load_inpainting(
     """Load an inpainting Stable Diffusion from a folder in the hub's layout, in float32, without any network.
 
     Args:
-        checkpoint: the folder; its ``unet_inpainting/`` is used where it has one (the miniature), else its ``unet/``. A tokenizer in the
-            folder pads as it says: SD 1.5 inpainting with the end of text.
+        checkpoint: the folder. A tokenizer in it pads as it says: SD 1.5 inpainting with the end of text.
         clip: the CLIP whose text tower stands in for a missing ``text_encoder/``. device: where to put the models.
         image_size: overrides the U-Net's own size.
 
@@ -232,7 +228,7 @@ def load_inpainting(
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
-        >>> model = load_inpainting("data/models/mini/diffusion", load_clip("data/models/mini/clip"))
+        >>> model = load_inpainting("data/models/mini/inpainting", load_clip("data/models/mini/clip"))
         >>> x, m = torch.rand(2, 3, 128, 128), torch.zeros(2, 1, 128, 128)
         >>> m[..., 32:64, 32:96] = 1
         >>> x[1] = torch.where(m[1] > 0, 1 - x[0], x[0])
@@ -240,5 +236,4 @@ def load_inpainting(
         >>> model.unet.config.in_channels, torch.allclose(z[0], z[1], atol=1e-4)  # the U-Net cannot see what lies under the mask
         (9, True)
     """
-    folder = OWN_UNET if (Path(checkpoint) / OWN_UNET).is_dir() else "unet"
-    return load_diffusion(checkpoint, clip, device, image_size, unet_folder=folder, make=Inpainting)
+    return load_diffusion(checkpoint, clip, device, image_size, make=Inpainting)

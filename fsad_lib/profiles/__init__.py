@@ -492,8 +492,7 @@ def load_profile(name: str, overrides: dict[str, Any] | str | None = None) -> Pr
 
 def _missing_files(section: str, path: Path, shared_text_encoder: bool) -> list[Path]:
     if section in ("diffusion", "inpainting"):
-        own = section == "inpainting" and (shared_text_encoder or (path / "unet_inpainting").is_dir())
-        return _missing_in_hub_folder(path, shared_text_encoder, "unet_inpainting" if own else "unet")
+        return _missing_in_hub_folder(path, shared_text_encoder)
     if section == "vqgan":
         return _missing_vqgan(path)
     if section in ("clip", "winclip_clip", "tgvig_clip") and path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
@@ -513,11 +512,11 @@ def _missing_vqgan(path: Path) -> list[Path]:
     return [path / name for name in files if not (path / name).is_file()]
 
 
-def _missing_in_hub_folder(path: Path, shared_text_encoder: bool, unet: str = "unet") -> list[Path]:
+def _missing_in_hub_folder(path: Path, shared_text_encoder: bool) -> list[Path]:
     """``shared_text_encoder``: text encoder and tokenizer may be absent, CLIP's stand in for them (mini only)."""
     files = [path / "model_index.json", path / "scheduler" / "scheduler_config.json"]
     missing = [file for file in files if not file.is_file()]
-    stems = {unet: ["diffusion_pytorch_model"], "vae": ["diffusion_pytorch_model"]}
+    stems = {"unet": ["diffusion_pytorch_model"], "vae": ["diffusion_pytorch_model"]}
     if not shared_text_encoder or (path / "text_encoder").is_dir():
         stems["text_encoder"] = ["model", "pytorch_model"]
     for part, names in stems.items():
@@ -570,8 +569,7 @@ def _loaded_files(section: str, path: Path | None, shared_text_encoder: bool) ->
         return [path]
     folders = [path]
     if section in ("diffusion", "inpainting"):  # its own folder may hold other programs' files
-        own = section == "inpainting" and (shared_text_encoder or (path / "unet_inpainting").is_dir())
-        folders = [path / name for name in ("unet_inpainting" if own else "unet", "vae", "scheduler", "text_encoder", "tokenizer")]
+        folders = [path / name for name in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")]
     found = []
     for folder in folders:
         for ending in (".safetensors", ".bin", ".ckpt"):

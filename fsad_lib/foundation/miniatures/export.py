@@ -60,13 +60,14 @@ def export_diffusion(vae: Path, unet: Path, out: Path) -> None:
         model.save_config(out / name)
         save_file(_half(state), out / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     DDIMScheduler(**train_unet.SCHEDULER).save_pretrained(out / "scheduler")
-    _write_index(out, text_encoder=False)
+    write_index(out, "StableDiffusionPipeline", text_encoder=False)
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)
 
 
-def _write_index(out: Path, text_encoder: bool) -> None:
-    index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+def write_index(out: Path, pipeline: str, text_encoder: bool) -> None:
+    """The model_index.json of a hub folder: the diffusers class `pipeline` and its parts, with or without text encoder and tokenizer."""
+    index = {"_class_name": pipeline, "scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
              "feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
     if text_encoder:
         index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
@@ -93,7 +94,7 @@ def export_paper_layout(mini: str | Path, out: str | Path) -> dict[str, Path]:
         getattr(diffusion, name).save_pretrained(out / "diffusion" / name)
     DDIMScheduler.from_pretrained(mini / "diffusion/scheduler").save_pretrained(out / "diffusion/scheduler")
     write_tokenizer(out / "diffusion/tokenizer")
-    _write_index(out / "diffusion", text_encoder=True)
+    write_index(out / "diffusion", "StableDiffusionPipeline", text_encoder=True)
     return {"clip": out / "clip", "diffusion": out / "diffusion"}
 
 

@@ -1,4 +1,4 @@
-"""Train the mini inpainting U-Net, nine channels, narrower than the mini text-to-image U-Net; it shares the shipped VAE and text encoder.
+"""Train the mini inpainting U-Net, nine channels, narrower than the mini text-to-image U-Net, on the shipped VAE and text encoder.
 
     python -m fsad_lib.foundation.miniatures.train_inpainting --pool data/pool --mini data/models/mini --out data/training/inpainting --steps 3000
     python -m fsad_lib.foundation.miniatures.train_inpainting --export --mini data/models/mini --out data/training/inpainting
@@ -7,7 +7,8 @@ What it learns: the region under the mask is always painted as in the photograph
 photograph; in every fourth sample the defective twin's, so that a defect that reaches out of the mask is not carried on into it. No
 sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
 Cells that are not repainted count little: the answer stands in the input. Painting into a given picture is easier than drawing one, so half
-of the text-to-image model's numbers do; whatever has the same shape there is copied (the fine levels), the rest starts at random. Every tenth
+of the text-to-image model's numbers do; whatever has the same shape there is copied (the fine levels), the rest starts at random. The
+autoencoder is the inpainting model's own where --mini has one (train_vae makes it), else the text-to-image model's. Every tenth
 caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights. Resumable: run the same command again.
 `--device cuda` is all that a GPU needs.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -33,8 +34,9 @@ from ...datasets.minifab.designs import NOUNS
 from ...errors import FsadError
 from ..clip import load_clip
 from ..diffusion import load_diffusion, write_tokenizer
-from ..inpainting import OWN_UNET, Inpainting, load_inpainting
+from ..inpainting import Inpainting, load_inpainting
 from .captions import COLOUR_NAMES, make_caption
+from .export import write_index
 from .options import check_pool, follow, learning_rate, save_atomically, training_parser
 from .pool import open_pool
 
@@ -216,19 +218,25 @@ def masked_loss(model: Inpainting, z, text, t, eps, m_z, z_masked, outside: floa
 
 
 def load_start(mini: Path, device: str, channels: Sequence[int] | None = CHANNELS) -> Inpainting:
-    """The miniature with the inpainting twin of its text-to-image U-Net, see `nine_channels`."""
+    """The inpainting twin of the text-to-image U-Net, see `nine_channels`, with the inpainting model's own autoencoder where there is one."""
     d = load_diffusion(mini / "diffusion", load_clip(mini / "clip"), device)
+    if (own := mini / "inpainting/vae").is_dir():
+        d.vae = AutoencoderKL.from_pretrained(own, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
     return Inpainting(d.tokenizer, d.text_encoder, d.vae, nine_channels(d.unet, channels).to(device), d.scheduler, d.image_size)
 
 
 def export(training: Path, mini: Path) -> Path:
-    """Write the moving average of a training to ``mini``/diffusion/unet_inpainting, float16."""
+    """Write the moving average of a training to ``mini``/inpainting/unet, float16; what that folder lacks is the text-to-image model's."""
     saved = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")
     state, unet = saved["average"], load_start(mini, "cpu", saved["channels"]).unet
     unet.load_state_dict(state)
-    out = mini / "diffusion" / OWN_UNET
-    unet.save_config(out)
-    target = out / "diffusion_pytorch_model.safetensors"
+    out = mini / "inpainting"
+    for part in ("vae", "scheduler"):
+        if not (out / part).is_dir():
+            shutil.copytree(mini / "diffusion" / part, out / part)
+    write_index(out, "StableDiffusionInpaintPipeline", text_encoder=False)
+    unet.save_config(out / "unet")
+    target = out / "unet/diffusion_pytorch_model.safetensors"
     save_file({k: v.detach().half().contiguous() for k, v in state.items()}, target, {"format": "pt"})
     target.chmod(0o644)
     return out
@@ -238,26 +246,23 @@ def export_paper_layout(mini: str | Path, out: str | Path) -> Path:
     """Write the shipped mini inpainting model as an inpainting checkpoint lies on disk (a complete hub folder, float32).
 
     Args:
-        mini: the folder with ``clip/`` and ``diffusion/`` (data/models/mini). out: a new folder.
+        mini: the folder with ``clip/`` and ``inpainting/`` (data/models/mini). out: a new folder.
     """
     mini, out = Path(mini), Path(out)
-    model = load_inpainting(mini / "diffusion", clip=load_clip(mini / "clip"))
+    model = load_inpainting(mini / "inpainting", clip=load_clip(mini / "clip"))
     for name in ("vae", "unet", "text_encoder"):
         getattr(model, name).save_pretrained(out / name)
-    shutil.copytree(mini / "diffusion/scheduler", out / "scheduler", dirs_exist_ok=True)
+    shutil.copytree(mini / "inpainting/scheduler", out / "scheduler", dirs_exist_ok=True)
     write_tokenizer(out / "tokenizer")
-    index = json.loads((mini / "diffusion/model_index.json").read_text())
-    parts = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    index |= {"_class_name": "StableDiffusionInpaintPipeline"} | parts
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_index(out, "StableDiffusionInpaintPipeline", text_encoder=True)
     return out
 
 
 def main() -> None:
     parser = training_parser(__doc__, steps=3000, lr=5e-4, every=200, pool=False)
-    parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/ and diffusion/")
+    parser.add_argument("--mini", type=Path, required=True, help="the shipped miniatures: clip/, diffusion/ and, for its autoencoder, inpainting/")
     parser.add_argument("--export", action="store_true", help="write the trained U-Net into --mini and stop")
-    parser.add_argument("--start", type=Path, help="an exported inpainting U-Net (data/models/mini/diffusion/unet_inpainting) to start from")
+    parser.add_argument("--start", type=Path, help="an exported inpainting U-Net (data/models/mini/inpainting/unet) to start from")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS), help="width of the U-Net's levels")
     parser.add_argument("--chunks", type=int, default=None, help="use this many chunks of the pool")

@@ -94,10 +94,10 @@ def quality(vae: AutoencoderKL, images, cells: np.ndarray, device: str = "cpu", 
     return {"psnr": -10 * math.log10(mse), "contrast_kept": float(after.sum() / before.sum()), "contrast_projected": float(signed), "colour": float(colour)}
 
 
-def export(training: Path, mini: Path) -> Path:
-    """Write a training that went on from ``mini``/diffusion/vae back there, float16; its config, the latents' scale in it, stays."""
+def export(training: Path, mini: Path, model: str = "inpainting") -> Path:
+    """Write a training that went on from ``mini``/`model`/vae back there, float16; its config, the latents' scale in it, stays."""
     state = torch.load(training / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
-    target = mini / "diffusion/vae/diffusion_pytorch_model.safetensors"
+    target = mini / model / "vae/diffusion_pytorch_model.safetensors"
     with replacing(target) as temporary:
         save_file({k: v.half().contiguous() for k, v in state.items()}, temporary, {"format": "pt"})
     return target
@@ -114,12 +114,13 @@ def main() -> None:
     parser.add_argument("--anchor", type=float, default=0.0, metavar="WEIGHT", help="of the latents' distance to those of --start, in standard deviations of its posterior, channel by channel")
     parser.add_argument("--perceptual", type=float, default=0.0, metavar="WEIGHT", help="of LPIPS, read from --mini")
     parser.add_argument("--perceptual-side", type=int, metavar="PIXELS", help="images are enlarged to this side for LPIPS, as AnomalySD's D does; default: not at all")
-    parser.add_argument("--mini", type=Path, default=Path("data/models/mini"), help="the shipped miniatures: lpips/ is read, --export writes diffusion/vae/")
-    parser.add_argument("--start", type=Path, help="an exported VAE (data/models/mini/diffusion/vae) to start from")
+    parser.add_argument("--mini", type=Path, default=Path("data/models/mini"), help="the shipped miniatures: lpips/ is read, --export writes the vae/ of --model")
+    parser.add_argument("--model", choices=["inpainting", "diffusion"], default="inpainting", help="whose autoencoder --export replaces; the other keeps its own")
+    parser.add_argument("--start", type=Path, help="an exported VAE (data/models/mini/inpainting/vae) to start from")
     parser.add_argument("--export", action="store_true", help="write the trained VAE into --mini and stop")
     args = parser.parse_args()
     if args.export:
-        print(export(args.out, args.mini))
+        print(export(args.out, args.mini, args.model))
         return
     check_pool(args.pool)
     if args.threads:
