@@ -180,6 +180,7 @@ def test_visa_without_its_split(tmp_path, name):
 
 def test_loco(tmp_path, monkeypatch):
     monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    monkeypatch.setitem(mvtec_loco.BENCHMARK.counts, "pushpins", (4, 2, 5))
     monkeypatch.setitem(mvtec_loco.VALIDATION, "pushpins", 1)
     base = loco_tree(tmp_path) / "pushpins"
     report = check(tmp_path)

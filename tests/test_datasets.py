@@ -10,6 +10,7 @@ from PIL import Image
 
 from fsad_lib import datasets
 from fsad_lib.datasets import btad, elpv, folder, mvtec_ad, mvtec_loco, shots, visa
+from fsad_lib.datasets._common import counts_of
 from fsad_lib.errors import FsadError
 
 COLUMNS = ["path", "category", "split", "label", "defect", "mask_path"]
@@ -293,7 +294,7 @@ def test_mvtec_reader_and_count_check(tmp_path, monkeypatch, place):
     table = datasets.load("mvtec_ad", "bottle", tmp_path)
     assert (
         list(table.columns) == COLUMNS
-        and mvtec_ad.counts_of(table) == (5, 2, 3)
+        and counts_of(table) == (5, 2, 3)
         and datasets.has_masks(table)
     )
     mask = next((tmp_path / place / "bottle/ground_truth/scratch").iterdir())
@@ -386,9 +387,10 @@ def test_loco_and_btad_official_totals():
 @pytest.mark.parametrize("place", ["mvtec_loco", "mvtec_loco_anomaly_detection", "."])
 def test_loco_reader(tmp_path, monkeypatch, place):
     monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    monkeypatch.setitem(mvtec_loco.BENCHMARK.counts, "pushpins", (4, 2, 5))
     root = loco_tree(tmp_path / place)
     table = datasets.load("mvtec_loco", "pushpins", tmp_path)
-    assert list(table.columns) == COLUMNS and mvtec_ad.counts_of(table) == (4, 2, 5) and datasets.has_masks(table)
+    assert list(table.columns) == COLUMNS and counts_of(table) == (4, 2, 5) and datasets.has_masks(table)
     assert list(table["defect"]) == ["good"] * 6 + ["logical_anomalies"] * 2 + ["structural_anomalies"] * 3
     assert [p.name for p in mvtec_loco.validation_images(tmp_path, "pushpins")] == ["000.png"]
     assert not table["path"].str.contains("validation").any()
@@ -398,7 +400,7 @@ def test_loco_reader(tmp_path, monkeypatch, place):
     assert union.sum() > 1.5 * first[0].mask.sum() and int(union.any(1).sum()) == pytest.approx(22 * 40 / 36, abs=1)
     assert [(int(r.mask.sum()), r.saturation, r.defect) for r in first] == [(120, 60, "two_pins"), (120, 30, "no_pin")]
     shutil.rmtree(root / "pushpins/ground_truth/logical_anomalies/001")
-    with pytest.raises(FsadError, match="1 images have no masks.*001.png"):
+    with pytest.raises(FsadError, match="1 defective images have no mask.*001.png"):
         datasets.load("mvtec_loco", "pushpins", tmp_path)
     (root / "pushpins/test/good/000.png").unlink()
     with pytest.raises(FsadError, match="found 4/1/5 .*expected 4/2/5"):
@@ -431,6 +433,7 @@ def test_a_change_of_one_of_several_masks_changes_the_fingerprint(tmp_path, monk
     from fsad_lib import runs
 
     monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
+    monkeypatch.setitem(mvtec_loco.BENCHMARK.counts, "pushpins", (4, 2, 5))
     root = loco_tree(tmp_path)
     before = runs._table(root, "mvtec_loco", "pushpins", str(tmp_path))[1]
     m = np.zeros((36, 40), np.uint8)
@@ -446,7 +449,7 @@ def test_btad_reader(tmp_path, monkeypatch, product, image, mask):
     monkeypatch.setitem(btad.COUNTS, product, (4, 2, 3))
     root = btad_tree(tmp_path / "BTech_Dataset_transformed", product, image=image, mask=mask)
     table = datasets.load("btad", product, tmp_path)
-    assert list(table.columns) == COLUMNS and mvtec_ad.counts_of(table) == (4, 2, 3) and datasets.has_masks(table)
+    assert list(table.columns) == COLUMNS and counts_of(table) == (4, 2, 3) and datasets.has_masks(table)
     bad = table[table["label"] == 1]
     assert set(bad["defect"]) == {"ko"} and set(table[table["label"] == 0]["defect"]) == {"good"}
     assert all(Path(p).stem == Path(m).stem for p, m in zip(bad["path"], bad["mask_path"], strict=True))
@@ -515,7 +518,7 @@ def test_elpv_real_package():
     pytest.importorskip("elpv_dataset")
     for kind, test in (("mono", (524, 313)), ("poly", (856, 402))):
         table = datasets.load("elpv", kind)
-        assert mvtec_ad.counts_of(table) == (64, *test)
+        assert counts_of(table) == (64, *test)
         assert datasets.read_image(table["path"].iloc[0], 32).std() > 0
 
 

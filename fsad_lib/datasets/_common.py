@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fsad_lib.errors import FsadError
 
@@ -156,3 +156,75 @@ def find_root(data_root: Path, names: Sequence[str], known: Iterable[str]) -> Pa
     if any((data_root / c).is_dir() for c in known):
         return data_root
     return None
+
+
+# -------------------------------------------------------------------- benchmarks whose numbers of images are known
+class Benchmark(NamedTuple):
+    """What :func:`load_benchmark` must know of a data set that lies in a folder for each category."""
+
+    title: str
+    """"MVTec AD", for messages"""
+    word: str
+    """what it calls a category, for messages"""
+    names: Sequence[str]
+    """of its folder below data_root; data_root itself may be it"""
+    counts: Mapping[str, tuple[int, int, int]]
+    """category -> official (train good, test good, test defective)"""
+    rows_of: Callable[[Path, str], list[tuple]]
+    """(a category's folder, its name) -> rows (path, category, split, label, defect, mask)"""
+    masks: str
+    """where a defective image's mask is expected, for messages"""
+    where: str
+    """the message that says where to get it and how it must lie; holds {root}"""
+    source: str
+    """where to get it again"""
+
+
+def counts_of(table: pd.DataFrame) -> tuple[int, int, int]:
+    """(train good, test good, test defective) of a table."""
+    test = table[table["split"] == "test"]
+    return int((table["split"] == "train").sum()), int((test["label"] == 0).sum()), int((test["label"] == 1).sum())
+
+
+def check_counts(name: str, found: tuple, expected: tuple, again: str) -> None:
+    """Raise FsadError when a copy does not hold the official number of images.
+
+    Args:
+        name: of data set and category, for the message. found, expected: (train good, test good, test defective). again: where to get it.
+    """
+    if tuple(found) != tuple(expected):
+        raise FsadError(
+            f"{name}: found {'/'.join(map(str, found))} images (train good/test good/test defective), expected "
+            f"{'/'.join(map(str, expected))}: this copy is incomplete or changed. Get it again from {again}, "
+            "or read it as dataset 'folder', whose numbers are not the benchmark's."
+        )
+
+
+def load_benchmark(benchmark: Benchmark, data_root: str | Path, category: str | None) -> pd.DataFrame:
+    """The table of one category, or of all (None), checked against the official numbers of images.
+
+    Raises:
+        FsadError: the data are missing (says where to get them), unknown category, a defective image without a mask, or another number of
+            images.
+    """
+    b = benchmark
+    if category is not None and category not in b.counts:
+        raise unknown(f"{b.title} {b.word}", category, sorted(b.counts))
+    data_root = absolute(data_root)
+    root = find_root(data_root, b.names, b.counts)
+    if root is None:
+        raise FsadError(b.where.format(root=data_root))
+    rows = []
+    for name in [category] if category else sorted(b.counts):
+        if not (root / name).is_dir():
+            raise FsadError(f"no folder {root / name}.\n{b.where.format(root=data_root)}")
+        part = b.rows_of(root / name, name)
+        check_counts(f"{b.title} {name}", counts_of(make_table(part, root)), b.counts[name], b.source)
+        without = [path for path, _, _, label, _, mask in part if label == 1 and mask is None]
+        if without:
+            raise FsadError(
+                f"{b.title} {name}: {len(without)} defective images have no mask, the first: {without[0]}; expected {b.masks}. "
+                f"Get the data again from {b.source}."
+            )
+        rows += part
+    return make_table(rows, root)

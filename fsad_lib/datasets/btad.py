@@ -21,10 +21,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsad_lib.datasets._common import absolute, find_root, list_images, make_table, unknown
+from fsad_lib.datasets._common import Benchmark, list_images, load_benchmark
 from fsad_lib.datasets.folder import pair_masks
-from fsad_lib.datasets.mvtec_ad import check_counts, counts_of
-from fsad_lib.errors import FsadError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,33 +49,12 @@ def rows_of(category: Path, name: str) -> list[tuple]:
     return rows + [(p, name, "test", 1, "ko", m) for p, m in masks.items()]
 
 
-def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
-    """The table of one product ("01", "02", "03"), or of all (None).
+BENCHMARK = Benchmark("BTAD", "product", NAMES, COUNTS, rows_of, "one of the same name in ground_truth/ko", WHERE, SOURCE)
 
-    Raises:
-        FsadError: the data are missing (says where to get them), unknown product, a defective image without a mask, or another
-            number of images.
-    """
-    if category is not None and category not in COUNTS:
-        raise unknown("BTAD product", category, CATEGORIES)
-    data_root = absolute(data_root)
-    root = find_root(data_root, NAMES, CATEGORIES)
-    if root is None:
-        raise FsadError(WHERE.format(root=data_root))
-    rows = []
-    for name in [category] if category else CATEGORIES:
-        if not (root / name).is_dir():
-            raise FsadError(f"no folder {root / name}.\n{WHERE.format(root=data_root)}")
-        part = rows_of(root / name, name)
-        check_counts(f"BTAD {name}", counts_of(make_table(part, root)), COUNTS[name], SOURCE)
-        without = [r[0] for r in part if r[3] == 1 and r[5] is None]
-        if without:
-            raise FsadError(
-                f"BTAD {name}: {len(without)} defective images have no mask, the first: {without[0]}; expected one of the same "
-                f"name in ground_truth/ko. Get the data again from {SOURCE}."
-            )
-        rows += part
-    return make_table(rows, root)
+
+def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
+    """The table of one product ("01", "02", "03"), or of all (None); what it raises, :func:`fsad_lib.datasets._common.load_benchmark` says."""
+    return load_benchmark(BENCHMARK, data_root, category)
 
 
 def is_layout(root: Path) -> bool:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsad_lib.datasets import folder
-from fsad_lib.datasets._common import absolute, find_root, make_table, unknown
-from fsad_lib.errors import FsadError
+from fsad_lib.datasets._common import Benchmark, load_benchmark
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,54 +41,12 @@ WHERE = """MVTec AD is not here and cannot be downloaded for you (licence CC BY-
            {root}/mvtec_ad/<category>/ground_truth/<kind>/000_mask.png"""
 
 
-def counts_of(table: pd.DataFrame) -> tuple[int, int, int]:
-    """(train good, test good, test defective) of a table."""
-    test = table[table["split"] == "test"]
-    return (
-        int((table["split"] == "train").sum()),
-        int((test["label"] == 0).sum()),
-        int((test["label"] == 1).sum()),
-    )
-
-
-def check_counts(name: str, found: tuple, expected: tuple, again: str) -> None:
-    """Raise FsadError when a copy does not hold the official number of images.
-
-    Args:
-        name: of data set and category, for the message. found, expected: (train good, test good, test defective). again: where to get it.
-    """
-    if tuple(found) != tuple(expected):
-        raise FsadError(
-            f"{name}: found {'/'.join(map(str, found))} images (train good/test good/test defective), expected "
-            f"{'/'.join(map(str, expected))}: this copy is incomplete or changed. Get it again from {again}, "
-            "or read it as dataset 'folder', whose numbers are not the benchmark's."
-        )
+BENCHMARK = Benchmark(
+    "MVTec AD", "category", NAMES, COUNTS, folder.rows_of, "<name>_mask.png in ground_truth/<kind of defect>", WHERE,
+    "https://www.mvtec.com/company/research/datasets/mvtec-ad",
+)  # fmt: skip
 
 
 def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
-    """The table of one category, or of all 15 (None).
-
-    Raises:
-        FsadError: the data are missing (says where to get them), unknown category, or another number of images.
-    """
-    if category is not None and category not in COUNTS:
-        raise unknown("MVTec AD category", category, CATEGORIES)
-    data_root = absolute(data_root)
-    root = find_root(data_root, NAMES, CATEGORIES)
-    if root is None:
-        raise FsadError(WHERE.format(root=data_root))
-    rows = []
-    for name in [category] if category else CATEGORIES:
-        if not (root / name).is_dir():
-            raise FsadError(f"no folder {root / name}.\n{WHERE.format(root=data_root)}")
-        part = folder.rows_of(root / name, name)
-        check_counts(f"MVTec AD {name}", counts_of(make_table(part, root)), COUNTS[name],
-                     "https://www.mvtec.com/company/research/datasets/mvtec-ad")  # fmt: skip
-        without = [r[0] for r in part if r[3] == 1 and r[5] is None]
-        if without:
-            raise FsadError(
-                f"MVTec AD {name}: {len(without)} defective images have no mask, the first: {without[0]}; expected <name>_mask.png in "
-                "ground_truth/<kind of defect>. Get the data again from https://www.mvtec.com/company/research/datasets/mvtec-ad."
-            )
-        rows += part
-    return make_table(rows, root)
+    """The table of one category, or of all 15 (None); what it raises, :func:`fsad_lib.datasets._common.load_benchmark` says."""
+    return load_benchmark(BENCHMARK, data_root, category)

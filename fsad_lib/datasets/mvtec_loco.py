@@ -23,9 +23,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fsad_lib.datasets._common import absolute, find_root, list_folders, list_images, make_table, unknown
+from fsad_lib.datasets._common import (
+    Benchmark,
+    absolute,
+    find_root,
+    list_folders,
+    list_images,
+    load_benchmark,
+    unknown,
+)
 from fsad_lib.datasets.images import open_image
-from fsad_lib.datasets.mvtec_ad import check_counts, counts_of
 from fsad_lib.errors import FsadError
 
 if TYPE_CHECKING:
@@ -85,33 +92,16 @@ def rows_of(category: Path, name: str) -> list[tuple]:
     return rows
 
 
-def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
-    """The table of one category, or of all 5 (None). `defect` is "good", "logical_anomalies" or "structural_anomalies".
+BENCHMARK = Benchmark(
+    "MVTec LOCO", "category", NAMES, {name: expected(name) for name in COUNTS}, rows_of,
+    "a folder of them, ground_truth/<kind of anomaly>/<image's name>", WHERE, SOURCE,
+)  # fmt: skip
 
-    Raises:
-        FsadError: the data are missing (says where to get them), unknown category, an image without masks, or another number
-            of images.
-    """
-    if category is not None and category not in COUNTS:
-        raise unknown("MVTec LOCO category", category, CATEGORIES)
-    data_root = absolute(data_root)
-    root = find_root(data_root, NAMES, CATEGORIES)
-    if root is None:
-        raise FsadError(WHERE.format(root=data_root))
-    rows = []
-    for name in [category] if category else CATEGORIES:
-        if not (root / name).is_dir():
-            raise FsadError(f"no folder {root / name}.\n{WHERE.format(root=data_root)}")
-        part = rows_of(root / name, name)
-        check_counts(f"MVTec LOCO {name}", counts_of(make_table(part, root)), expected(name), SOURCE)
-        without = [r[0] for r in part if r[3] == 1 and r[5] is None]
-        if without:
-            raise FsadError(
-                f"MVTec LOCO {name}: {len(without)} images have no masks, the first: {without[0]}; expected them in "
-                f"ground_truth/<kind of anomaly>/<image's name>/. Get the data again from {SOURCE}."
-            )
-        rows += part
-    return make_table(rows, root)
+
+def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
+    """The table of one category, or of all 5 (None). `defect` is "good", "logical_anomalies" or "structural_anomalies"; what it raises,
+    :func:`fsad_lib.datasets._common.load_benchmark` says."""
+    return load_benchmark(BENCHMARK, data_root, category)
 
 
 def validation_images(data_root: str | Path, category: str) -> list[Path]:

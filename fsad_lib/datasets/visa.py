@@ -19,8 +19,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsad_lib.datasets._common import absolute, find_root, inside, make_table, unknown
-from fsad_lib.datasets.mvtec_ad import check_counts
+from fsad_lib.datasets._common import absolute, check_counts, find_root, inside, make_table, unknown
 from fsad_lib.errors import FsadError
 
 if TYPE_CHECKING:
