@@ -386,7 +386,6 @@ def test_loco_and_btad_official_totals():
 
 @pytest.mark.parametrize("place", ["mvtec_loco", "mvtec_loco_anomaly_detection", "."])
 def test_loco_reader(tmp_path, monkeypatch, place):
-    monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
     monkeypatch.setitem(mvtec_loco.BENCHMARK.counts, "pushpins", (4, 2, 5))
     root = loco_tree(tmp_path / place)
     table = datasets.load("mvtec_loco", "pushpins", tmp_path)
@@ -432,7 +431,6 @@ def test_loco_masks_of_other_sizes_and_values_are_refused(tmp_path):
 def test_a_change_of_one_of_several_masks_changes_the_fingerprint(tmp_path, monkeypatch):
     from fsad_lib import runs
 
-    monkeypatch.setitem(mvtec_loco.COUNTS, "pushpins", (4, 2, 2, 3))
     monkeypatch.setitem(mvtec_loco.BENCHMARK.counts, "pushpins", (4, 2, 5))
     root = loco_tree(tmp_path)
     before = runs._table(root, "mvtec_loco", "pushpins", str(tmp_path))[1]
