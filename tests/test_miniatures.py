@@ -307,6 +307,21 @@ def test_the_unets_training_says_what_it_starts_from(scripts, tmp_path, capsys):
     with pytest.raises(SystemExit):
         scripts(train_unet, tmp_path / "unet", "--steps", 1)
     assert "--start" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scripts(train_unet, tmp_path / "unet", "--steps", 1, "--start", tmp_path, "--max-snr", 0)
+    assert "--max-snr 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("twins", [1, 2])
+def test_the_unet_is_told_of_damage_where_there_is_some(twins):
+    labels = np.array([[NOUNS.index("gear"), 0, kind] for kind in range(3)])
+    index, damaged, captions, told = train_unet.draw(np.random.default_rng(0), labels, 300, twins)
+    assert len(index) == len(damaged) == len(captions) == len(told) == 300 * twins
+    assert 0.05 < np.mean([c == "" for c in captions]) < 0.15 and 0.4 < damaged.mean() < 0.6
+    assert not told[damaged == 0].any() and 0.65 < told[damaged == 1].mean() < 0.85, "not where a caption is dropped or says nothing of the state"
+    states = ("damage", "flaw", "defect", "broken", *(defects.SEEN[kind][:5] for kind in range(3)))
+    assert all(any(word in caption for word in states) for caption, yes in zip(captions, told) if yes)
+    assert (index[::2] == index[1::2]).all() == (twins == 2)
 
 
 def test_train_export_and_load_the_whole_chain(scripts, tmp_path, capsys):
@@ -332,7 +347,7 @@ def test_train_export_and_load_the_whole_chain(scripts, tmp_path, capsys):
     # Training goes on from what was exported; without a step worth the name, the same weights come out, and the VAE stays as it is.
     still = ("--steps", 50, "--every", 50, "--lr", 0)
     scripts(train_clip, tmp_path / "more/clip", *still, "--pairs", 2, "--freeze-text-at", 0, "--start", tmp_path / "mini/clip")
-    scripts(train_unet, tmp_path / "more/unet", *still, "--batch", 2, "--chunks", 1, "--defect-weight", 4, "--start", tmp_path / "mini")
+    scripts(train_unet, tmp_path / "more/unet", *still, "--batch", 2, "--chunks", 1, "--defect-weight", 4, "--max-snr", 5, "--unpaired", "--start", tmp_path / "mini")
     before = {p: load_file(p) for p in (tmp_path / "mini").rglob("*.safetensors")}
     export.export_clip(tmp_path / "more/clip", tmp_path / "mini/clip")
     export.export_diffusion(tmp_path / "more/vae", tmp_path / "more/unet", tmp_path / "mini/diffusion")
