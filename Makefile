@@ -42,7 +42,7 @@ test: $(STAMP)
 		--nbval-current-env --nbval-cell-timeout 300 -p no:doctest -o addopts= notebooks)
 
 lab: $(STAMP)
-	$(VENV)/bin/jupyter lab --notebook-dir notebooks
+	$(PY) -m jupyter lab --notebook-dir notebooks
 
 lint: $(STAMP)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'

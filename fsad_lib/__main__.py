@@ -187,6 +187,19 @@ def _figures(args: argparse.Namespace) -> int:
     return 0
 
 
+def _flush(status: int) -> int:
+    """Write what is left, so that a reader that went away, or a full disk, is met here."""
+    try:
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"error: the output could not be written: {error.strerror}", file=sys.stderr)
+        return 2
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, that of ``arguments`` or of the process's own command line; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to stop
@@ -198,8 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         status = commands[args.command](args)
-        sys.stdout.flush()  # so that a reader that went away is met here
-        return status
+        return _flush(status)
     except BrokenPipeError:  # `... | head` has read enough; nothing more is to be written at exit
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -213,7 +213,7 @@ def aupro(masks, maps, limit: float = FPR_LIMIT) -> float:
 
 def _overlap_area(score: np.ndarray, weight: np.ndarray, normal: np.ndarray, limit: float) -> float:
     """Area below the curve of sum(weight above t) against share(normal above t) up to `limit`, divided by it."""
-    order = np.argsort(-score)  # ties in any order: they enter together
+    order = np.argsort(score)[::-1]  # ties in any order: they enter together
     sorted_scores = score[order]
     last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)
     fpr = np.concatenate(([0.0], np.cumsum(normal[order])[last] / normal.sum()))

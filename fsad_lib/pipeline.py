@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import difflib
 import io
+import json
 import logging
 import os
 import re
@@ -189,6 +190,12 @@ def check_parameters(known: dict[str, Parameter], given: dict[str, Any], where: 
             listed = ", ".join(f"{p.name}: {p.type} = {p.default!r}" for p in known.values()) or "none"
             raise FsadError(f"{where} has no parameter {name!r}.{hint} Its parameters: {listed}.")
         checked[name] = _convert(known[name], value)
+        if isinstance(checked[name], int):  # any: a later check tells of too large a one
+            continue
+        try:  # as it is recorded, and as the kernel is told
+            json.dumps(checked[name], allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise FsadError(f"Parameter {name!r} cannot be recorded ({error}); expected finite numbers, text, or lists of them.") from None
     return checked
 
 
@@ -629,6 +636,13 @@ def _run_cells(
     threads = max(1, _processors() // jobs) if jobs > 1 else None
     finished, interrupted = 0, Event()
 
+    def tell(line: str) -> None:
+        try:
+            say(line)
+        except OSError:  # nobody reads on, or the log's disk is full: the other jobs stop after their stage
+            interrupted.set()
+            raise
+
     def work(cell: Cell) -> None:
         nonlocal finished
         name, params, open_stages = cell
@@ -645,7 +659,7 @@ def _run_cells(
                 report.failed.append((f"{name} {stage}", str(error)))
                 for skipped in open_stages[i:]:
                     remaining[skipped] -= 1
-                say(f"FAILED   {name}  {stage}: {str(error).splitlines()[0]}")
+                tell(f"FAILED   {name}  {stage}: {str(error).splitlines()[0]}")
                 return
             finished += 1
             remaining[stage] -= 1
@@ -654,7 +668,7 @@ def _run_cells(
             if not result.skipped:
                 expected[stage] += 0.3 * (result.seconds - expected[stage])
             rest = sum(expected[s] * n for s, n in remaining.items()) / jobs
-            say(f"[{finished}/{left}] {name}  {stage}  {_duration(result.seconds)}; about {_duration(rest)} left")
+            tell(f"[{finished}/{left}] {name}  {stage}  {_duration(result.seconds)}; about {_duration(rest)} left")
 
     if jobs == 1:
         for cell in todo:

@@ -77,7 +77,10 @@ def project_root() -> Path:
         except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links, too long
             shown = home if len(home) <= 200 else f"{home[:200]}... ({len(home)} characters)"
             raise FsadError(f"FSAD_HOME is {shown!r}: {error}; expected the project folder. Set it anew, or unset it.") from None
-    here, own = Path.cwd().resolve(), Path(__file__).resolve().parents[1]
+    try:
+        here, own = Path.cwd().resolve(), Path(__file__).resolve().parents[1]
+    except OSError:
+        raise FsadError("the working directory is gone, or cannot be entered: change to the project's folder.") from None
     for folder in (here, *here.parents, own):
         if (folder / "pyproject.toml").is_file() and (folder / "fsad_lib").is_dir():
             return folder
@@ -110,9 +113,9 @@ def _explain(error: OSError, path: Path) -> FsadError:
     what = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again",
         errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-        errno.EACCES: "no permission to write there: change the folder's owner or set FSAD_HOME to a folder of yours",
-        errno.EPERM: "no permission to write there: change the folder's owner or set FSAD_HOME to a folder of yours",
-        errno.EROFS: "the file system is read-only: set FSAD_HOME to a folder that can be written",
+        errno.EACCES: "no permission to write there: change the folder's owner, or copy the project to a folder of yours and work there",
+        errno.EPERM: "no permission to write there: change the folder's owner, or copy the project to a folder of yours and work there",
+        errno.EROFS: "the file system is read-only: copy the project to a folder of yours and work there",
         errno.ENOTDIR: "a file stands where a folder is needed: move it away",
         errno.EEXIST: "a file stands where a folder is needed: move it away",
         errno.ENAMETOOLONG: "the name is too long: use a shorter category or tag",
@@ -395,9 +398,14 @@ def code_hash(entry: str = "", source: str = "", package: Path | None = None) ->
     True
     """
     folder = package or Path(__file__).parent
-    files = (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".csv", ".json", ".txt"))
+    files = (p for p in sorted(folder.rglob("*")) if _counts(p))
     state = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in files)
     return _code_hash(entry, source, folder, state)
+
+
+def _counts(path: Path) -> bool:
+    """Code or a table of the package; not an editor's hidden files, such as a lock, which is a link to nowhere."""
+    return path.suffix in (".py", ".csv", ".json", ".txt") and not path.name.startswith(".") and path.is_file()
 
 
 @lru_cache(maxsize=256)
@@ -428,7 +436,7 @@ def _code_hash(entry: str, source: str, folder: Path, state: tuple) -> str:
         for statement in statements[module]:
             total.update(_dump(statement).encode())
     # tables and word lists that lie beside the modules are read by them
-    beside = {p for module in statements for p in root.file(module).parent.iterdir() if p.suffix in (".csv", ".json", ".txt")}
+    beside = {p for module in statements for p in root.file(module).parent.iterdir() if _counts(p) and p.suffix != ".py"}
     for path in sorted(beside):
         total.update(f"\n{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return total.hexdigest()

@@ -153,7 +153,7 @@ def test_rivals_judge_by_the_given_the_guessed_or_the_common_memory_and_word(pro
         assert torch.allclose(maps["winclip", protocol], winclip.maps(x["winclip"], 32)[0], atol=1e-5)
         assert torch.allclose(maps["patch_memory", protocol], memory.maps(x["patch_memory"], 32)[0], atol=1e-5)
     assert value["anomalysd", "unknown"] == float(judge.detector(read_images([path], 32), "nut").image) != value["anomalysd", "given"]
-    texts = [detectors[name].text for name in ("gear", "nut", "")]
+    texts = [detectors[name].prototypes for name in ("gear", "nut", "")]
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(texts, texts[1:] + texts[:1], strict=True)), "or another word would not be noticed"
 
 
@@ -255,6 +255,17 @@ def test_runs_that_differ_in_inference_share_their_model(project):
     source = stages.tuned_run(trained)
     assert source.path != plain.path and source.profile.anomalysd.strength == plain.profile.anomalysd.strength
     assert source.profile.anomalysd.prompt_levels == ("object",) and source.profile.anomalysd.beta == 0.5
+
+
+def test_words_for_a_product_that_is_not_there_are_refused(project):
+    with pytest.raises(FsadError, match="anomalysd.parts has words for 'gaer'; expected a category of this run: gear, nut"):
+        stages.personalize(open_run(project, "11_personalize", more=",anomalysd.parts=[[gaer,teeth]]"))
+
+
+def test_rivals_are_given_the_same_word_for_a_product(project, evaluated, monkeypatch):
+    monkeypatch.setattr(stages, "noun_of", lambda dataset, name: f"special {name}")
+    _, winclip, _ = stages._Judge(open_run(project, "41_evaluate")).rivals
+    assert {name: w.class_name for name, w in winclip.items()} == {"": None, "gear": "special gear", "nut": "special nut"}
 
 
 def test_the_paper_profile_gives_the_same_scores_from_an_exported_checkpoint(project, evaluated, tmp_path):

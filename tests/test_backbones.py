@@ -6,7 +6,7 @@ from sklearn.datasets import load_sample_image
 
 import fsad_lib.foundation.backbones as backbones
 from fsad_lib.errors import FsadError
-from fsad_lib.foundation.backbones import Backbone, load_backbone
+from fsad_lib.foundation.backbones import Backbone, load_backbone, load_trunk
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,17 @@ def test_a_package_of_another_model_is_refused(lite0):
     swapped = dict(reversed(state.items()))
     with pytest.raises(FsadError, match="is not timm's"):
         backbones._from_lite0_package(swapped, lite0.model)
+
+
+@pytest.mark.parametrize("saved", [torch.zeros(3), [torch.zeros(3)], {1: torch.zeros(3)}, {"a": "text"}, {"a": 5}, {"state_dict": {"a": 1}}])
+def test_a_file_that_is_no_state_dict_is_refused(saved, tmp_path):
+    torch.save(saved, tmp_path / "odd.pth")
+    for load in (load_backbone, load_trunk):
+        with pytest.raises(FsadError, match="holds no state dict"):
+            load("resnet18", tmp_path / "odd.pth", image_size=64)
+
+
+def test_a_file_that_is_no_pickle_is_refused(tmp_path):
+    (tmp_path / "odd.pth").write_bytes(b"\x80\x02h\xff\xff\xff\xff.junk")
+    with pytest.raises(FsadError, match="cannot be read as a file of weights"):
+        load_trunk("resnet18", tmp_path / "odd.pth", image_size=64)

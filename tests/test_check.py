@@ -45,6 +45,16 @@ def test_missing_and_empty(tmp_path):
     assert "check one of these instead: data" in str(check(tmp_path / "deeper"))
 
 
+def test_a_damaged_further_picture_is_told_like_a_whole_one(tmp_path):
+    base = mvtec_tree(tmp_path) / "nut"
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)) for i in range(3)]
+    frames[0].save(base / "test/good/frames.gif", save_all=True, append_images=frames[1:])
+    data = (base / "test/good/frames.gif").read_bytes()
+    for cut in range(len(data) // 3 - 40, len(data) // 3 + 40, 5):  # in the second frame's head and first lines
+        (base / "test/good/frames.gif").write_bytes(data[:cut])
+        assert "frames.gif" in str(check(base))
+
+
 def test_every_fault_at_once(tmp_path):
     base = mvtec_tree(tmp_path) / "nut"
     (base / "test/good/000.png").write_bytes((base / "test/good/000.png").read_bytes()[:80])  # truncated

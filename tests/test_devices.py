@@ -173,7 +173,7 @@ def test_adp():
         clip, x = clip_on(device), tiny_models.images(2)
         diffusion = moved(tiny_models.diffusion(clip), device, "text_encoder", "vae", "unet")
         pseudo = pseudo_anomalies(diffusion, x, ["a photo with damage"], 2, strength=0.5, guidance_scale=4.0, num_inference_steps=2)
-        c, trace = learn_concept(clip, diffusion, x, alpha=1.0, tau=0.1, steps=2, lr=0.01, batch_size=2, templates=templates(2), pseudo=pseudo, gamma=0.1, flip=True)
+        c, trace = learn_concept(clip, diffusion, x, alpha=1.0, tau=0.1, steps=2, lr=0.01, batch_size=2, templates=templates(2), pseudo=pseudo, gamma=0.1)
         g = embed(clip, ["object", "<c>"], {"<c>": c}, templates(2))
         f, f_pseudo = clip.encode_image(x), clip.encode_image(pseudo)
         weights = {word: weight(f, f_pseudo, *(side.mean(0) for side in pair), 0.1) for word, pair in g.items()}

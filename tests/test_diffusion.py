@@ -328,6 +328,27 @@ def test_load_hub_folder_gives_the_same_model(sd, model, tmp_path):
     assert d.load_diffusion(tmp_path, image_size=32).generate(["a"], num_inference_steps=1).shape[-1] == 32
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("scheduler/scheduler_config.json", "{", "scheduler cannot be read"),
+        ("scheduler/scheduler_config.json", "[]", "scheduler cannot be read"),
+        ("tokenizer/vocab.json", '{"a": 1', "tokenizer cannot be read"),
+        ("tokenizer", None, 'tokenizer turns "a photo" into'),
+    ],
+)
+def test_a_damaged_folder_is_named(name, content, says, sd, tmp_path):
+    save(sd, tmp_path)
+    if content is None:  # an empty folder: transformers makes a tokenizer that knows no word
+        for file in (tmp_path / name).iterdir():
+            file.unlink()
+    else:
+        (tmp_path / "tokenizer/tokenizer.json").unlink(missing_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(FsadError, match=says):
+        d.load_diffusion(tmp_path)
+
+
 def test_load_text_encoder_as_stable_diffusion_2_1_ships_it(sd, tmp_path):
     """Keys under ``text_model.``, stored position ids, the legacy ``eos_token_id`` 2, fp32 in a .bin beside nothing else."""
     save(sd, tmp_path)

@@ -215,3 +215,11 @@ def test_best_prompt_with_a_clip_and_any_batch_size():
 def test_bad_input_is_refused(call):
     with pytest.raises(FsadError):
         call()
+
+
+@pytest.mark.parametrize("name", ["metal_nut", "screw_bag", "capsules"])
+def test_no_candidate_repeats_the_name_or_another_candidate(name):
+    found = candidate_words(name, source="shipped")
+    words = [word.lower() for word in found.words]
+    assert len(set(words)) == len(words) == len(found.origin), "CLIP reads lower case"
+    assert not set(words) & {name, *name.split("_"), *found.looked_up}

@@ -94,6 +94,13 @@ def test_aupro_matches_the_slow_reference(seed, limit, decimals):
     assert metrics.aupro(masks, maps, limit) == pytest.approx(slow_aupro(masks, maps, limit), abs=1e-9)
 
 
+def test_maps_of_whole_numbers_are_ranked_like_others():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 2:5, 2:5] = True
+    for maps in ((200 * masks).astype(np.uint8), masks):
+        assert metrics.pixel_metrics(masks, maps) == {"pixel_auroc": 1.0, "aupro": 1.0}
+
+
 def test_aupro_matches_anomalib():
     torch = pytest.importorskip("torch")
     aupro = pytest.importorskip("anomalib.metrics.aupro")

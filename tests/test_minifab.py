@@ -71,6 +71,9 @@ def test_a_half_written_folder_is_redone_and_a_whole_one_left_alone(tmp_path, sm
     assert contents(minifab.write(tmp_path / "half", "development", "key")) == whole
     (folder / minifab.MARKER).write_text(json.dumps({"edition": -1}))  # an older generator's
     assert contents(minifab.write(tmp_path / "half", "development", "key")) == whole
+    for gone in ("train/good/000.png", next(str(p.relative_to(folder)) for p in folder.glob("ground_truth/*/000*.png"))):
+        (folder / gone).unlink()  # by a hand, or a removal that was stopped
+        assert contents(minifab.write(tmp_path / "half", "development", "key")) == whole
     stamp = folder.stat().st_mtime_ns
     minifab.write(tmp_path / "half", "development", "key")
     assert folder.stat().st_mtime_ns == stamp

@@ -114,7 +114,7 @@ def test_method_table_has_every_control_and_shares_the_memory(tmp_path):
     assert (table.role == "control").sum() == 4
     adp = next(r for r in rows if (r["method"], r["part"], r["group"]) == ("adp", "memory", "all"))
     assert table.loc["c_n", "AUROC memory"] == table.loc["ADP", "AUROC memory"] == f"{100 * adp['image_auroc']:.1f}"
-    assert table.loc["patch memory (EfficientNet)", "AUROC sum"] == "–"
+    assert table.loc["patch memory (nearest neighbour)", "AUROC sum"] == "–"
     assert one_run.method_table([]).empty
 
 

@@ -385,6 +385,7 @@ def expected_names(root):
     sd, h, b = (models / load_profile("paper").model_dump()[s]["checkpoint"] for s in ("diffusion", "clip", "winclip_clip"))
     files = [folder / name for folder in (h, b) for name in ("open_clip_config.json", "open_clip_model.safetensors")]
     files += [sd / "model_index.json", sd / "scheduler/scheduler_config.json", sd / "tokenizer/vocab.json", sd / "tokenizer/merges.txt"]
+    files += [sd / "tokenizer/tokenizer_config.json"]
     files += [sd / part / "config.json" for part in ("unet", "vae", "text_encoder")]
     files += [sd / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
     files += [sd / "text_encoder/model.safetensors"]
@@ -452,6 +453,7 @@ def test_each_file_is_missed_by_name(hub, tmp_path, monkeypatch):
         ("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"),
         ("text_encoder/model.safetensors", "text_encoder/pytorch_model.bin"),
         ("tokenizer/vocab.json", "tokenizer/tokenizer.json"),
+        ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json"),
     ],
 )
 def test_every_form_that_can_be_loaded_counts_as_there(name, instead, tmp_path, monkeypatch):

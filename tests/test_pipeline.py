@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,6 +352,19 @@ def test_a_stage_holds_the_earlier_ones_that_it_would_make(home, monkeypatch):
     pipeline.execute("10_first_fake", given(home))
     pipeline.execute("40_last_fake", given(home), force=True)
     assert seen == ["held", "free"]
+
+
+def test_a_grid_of_two_jobs_stops_where_nobody_reads_on(home, monkeypatch):
+    ran = []
+    monkeypatch.setattr(pipeline, "execute", lambda stage, params, **how: ran.append(stage) or SimpleNamespace(skipped=False, seconds=0.0))
+
+    def say(line):
+        if line.startswith("["):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        pipeline.grid("fake", [("folder", "part"), ("folder", "other")], [2], range(8), jobs=2, data_root=str(home / "mine"), say=say)
+    assert 1 <= len(ran) <= 4, "of 16 cells"
 
 
 def test_a_killed_kernel_is_told_and_the_grid_goes_on(home, monkeypatch):
@@ -735,3 +749,9 @@ def test_a_malformed_notebook_is_named(home, text):
     path.write_text(text)
     with pytest.raises(FsadError, match="mine.ipynb"):
         pipeline.parameters(path)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("float", "nan"), ("float", "1e999"), ("list[int]", "[1,b'x']"), ("list[int]", "[{1}]"), ("str", "\udcff")])
+def test_values_that_cannot_be_recorded_are_refused(kind, value):
+    with pytest.raises(FsadError, match="'y' cannot be recorded"):
+        pipeline.check_parameters(pipeline.parse_parameters(f"y: {kind} = None"), {"y": value})

@@ -49,6 +49,9 @@ def test_the_denoising_probe_is_the_same_for_the_same_vector_under_two_names(mod
     assert batched["gear"] == pytest.approx(found["gear"], rel=1e-5)
     with pytest.raises(FsadError, match="draws"):
         probes.denoising_probe(diffusion, x, ["gear"], draws=0)
+    for ask in (lambda: probes.denoising_probe(diffusion, x, "gear"), lambda: probes.p_normal(clip, {"shots": x}, "gear", tau=0.1)):
+        with pytest.raises(FsadError, match="expected a list of words"):
+            ask()
 
 
 def test_p_normal_is_equation_1(models):

@@ -407,3 +407,30 @@ def test_broken_predictions_and_traces_name_their_file(tmp_path, content):
     trace.write_bytes(b"")
     with pytest.raises(FsadError, match=r"k4_seed0/trace.csv cannot be used: .*Delete the run's folder"):
         tables.hinge(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tag", "now", "stale"),
+    [({}, "", "new", True), ({}, "", "old", False), ({"profile": "mini", "shots": 4}, "", "new", True), ({}, "set-0123abcd", "new", False), ({"overrides": ""}, "", "new", True)],
+)  # fmt: skip
+def test_a_run_of_other_code_is_stale_however_it_was_started(tmp_path, monkeypatch, parameters, tag, now, stale):
+    """Values that the notebook's defaults gave are not among the run's parameters; its identity has them. Overrides that only the notebook had are unknown."""
+    folder, asked = tmp_path / "40_evaluate_adp/k4_seed0", {}
+    folder.mkdir(parents=True)
+    identity = {"profile": "mini", "dataset": "minifab", "category": "gear", "shots": 4, "seed": 0, "tag": tag}
+    (folder / "metrics.json").write_text(json.dumps({"identity": identity, "rows": []}))
+    (folder / "provenance.json").write_text(json.dumps({"parameters": parameters, "ingredients": {"code": "old"}}))
+    monkeypatch.setattr(_rows, "open_run", lambda stage, method, **how: asked.update(how) or SimpleNamespace(ingredients={"code": now}))
+    assert _rows.is_stale(folder, "adp") == stale
+    assert not asked or asked["profile"] == "mini" and asked["category"] == "gear"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"image_ap": "x"}, {"image_ap": [1]}, {"image_ap": 7}, {"pixel_auroc": float("inf")}, {"category": 5}, {"method": [1]}, {"image_auroc": 2}],
+)  # fmt: skip
+def test_rows_that_no_run_writes_are_refused(tmp_path, row):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"rows": [{"method": "adp", "part": "sum", "image_auroc": 0.5} | row]}))
+    with pytest.raises(FsadError, match="cannot be used"):
+        _rows._metric_rows(path)

@@ -40,6 +40,16 @@ def evaluated(project):
     return stages.evaluate(open_run(project, "42_evaluate"))
 
 
+def test_a_detector_that_cannot_be_made_is_refused_before_anything_is_drawn(project, monkeypatch):
+    def refuse(run, name):
+        raise FsadError(f"no {name}")
+
+    monkeypatch.setattr(stages, "make_detector", refuse)
+    monkeypatch.setattr(stages, "synthesize", lambda run: pytest.fail("images were drawn first"))
+    with pytest.raises(FsadError, match="no "):
+        stages.augment(open_run(project, "32_augment", seed=8))
+
+
 # ---------------------------------------------------------------- stage 22
 def test_prompts_choose_among_the_sets_of_one_integration(project, evaluated):
     made = stages.synthesize(open_run(project, "22_synthesize"))

@@ -423,6 +423,8 @@ def test_compare_judges_the_images_of_one_run():
     lines = t.compare(pd.concat(parts), "patchcore").splitlines()
     assert "is better than shots alone" in lines[0] and "not told apart from shots + augmentations" in lines[1] and len(lines) == 2
     assert t.compare(pd.concat(parts).assign(label=0), "patchcore").startswith("No image AUROC")
+    controls = pd.concat(parts).query("part != 'generated'")
+    assert t.compare(controls, "patchcore") == "PatchCore was not run with generated images."
     assert "nothing to show" in t.one_run([])
 
 

@@ -192,7 +192,7 @@ def test_scores_agree_with_anomalib(clip, x, anomalib_model, monkeypatch):
 
     detector = WinCLIP(clip, "metal_nut")
     anomalib_model.setup("metal nut")  # Deviation 5: no underscores become spaces there.
-    assert torch.allclose(detector.text, F.normalize(anomalib_model.text_embeddings, dim=-1), atol=1e-6)
+    assert torch.allclose(detector.prototypes, F.normalize(anomalib_model.text_embeddings, dim=-1), atol=1e-6)
     theirs, ours = anomalib_model(test), detector(x[2:])
     assert torch.allclose(ours.image, theirs.pred_score, atol=1e-5)
     assert torch.allclose(detector.maps(x[2:], 64), theirs.anomaly_map, atol=1e-5)
@@ -216,5 +216,5 @@ def test_why_anomalibs_windows_differ_with_this_open_clip(clip, x, anomalib_mode
 def test_what_anomalibs_prompts_change(clip, anomalib_model):
     """Deviations 2 and 3 are small: the prototypes stay close."""
     anomalib_model.setup("gear")
-    cosine = F.cosine_similarity(WinCLIP(clip, "gear").text, anomalib_model.text_embeddings)
+    cosine = F.cosine_similarity(WinCLIP(clip, "gear").prototypes, anomalib_model.text_embeddings)
     assert (cosine > 0.95).all() and (cosine < 1 - 1e-6).all()

@@ -117,7 +117,6 @@ def learn_concept(
     pseudo: Tensor | None = None,
     gamma: float | None = None,
     seed: int = 0,
-    flip: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -144,7 +143,6 @@ def learn_concept(
         templates: sentences with one {} for the word.
         pseudo: (L, 3, H, W) pseudo-anomalies in [0, 1]; with them ``gamma`` in [0, 1] is the P(normal) below which they no longer count.
         seed: of everything random.
-        flip: mirror latents left to right at random; off, because many products are not symmetric.
         checkpoint: a file to resume from and to write every ``checkpoint_every`` steps; one of other settings, images or model
             weights is started anew.
         progress: called with (step, steps, trace row) after each step.
@@ -168,7 +166,7 @@ def learn_concept(
         >>> (guided - plain).round(3).gt(0).tolist()  # alike before the first step; then CLIP pulls
         [False, True, True]
     """
-    _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma)
+    _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma, checkpoint_every)
     tau = 1 / clip.logit_scale if tau is None else tau
     device = diffusion.device
     start = (clip.token_embedding(init) if isinstance(init, str) else init).detach().float().cpu()
@@ -190,7 +188,6 @@ def learn_concept(
         batch=batch_size,
         templates=list(templates),
         seed=seed,
-        flip=flip,
         models=_sampled_weights(clip.model, diffusion.unet, diffusion.vae, diffusion.text_encoder) if checkpoint else None,
     )
     rows = _resume(checkpoint, key, steps, c, adam)
@@ -208,7 +205,6 @@ def learn_concept(
             diffusion.num_train_timesteps,
             templates,
             batch_size,
-            flip,
             generator(seed, "concept", step),
         )
 
@@ -257,7 +253,6 @@ def _draw(
     num_timesteps: int,
     templates: Sequence[str],
     batch_size: int,
-    flip: bool,
     noise: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """One step's latents (B, 4, h, w), timesteps (B,), noise (B, 4, h, w) and template numbers.
@@ -271,13 +266,10 @@ def _draw(
     t = torch.randint(num_timesteps, (batch_size,), generator=noise).to(mean.device)
     z = mean[shots] + std[shots] * torch.randn(shape, generator=noise).to(mean)
     eps = torch.randn(shape, generator=noise).to(mean)
-    if flip:
-        mirrored = (torch.rand(batch_size, generator=noise) < 0.5).to(mean.device)
-        z = torch.where(mirrored[:, None, None, None], z.flip(-1), z)
     return z, t, eps, chosen
 
 
-def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma) -> None:  # noqa: ANN001
+def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, gamma, checkpoint_every) -> None:  # noqa: ANN001
     check_images(x, empty=False)
     if (pseudo is None) != (gamma is None):
         raise FsadError(
@@ -287,10 +279,10 @@ def _check(clip, diffusion, x, alpha, steps, lr, batch_size, templates, pseudo, 
         raise FsadError(f"gamma is {gamma}, expected a probability in [0, 1].")
     if pseudo is not None:
         check_images(pseudo, empty=False)
-    if not (alpha >= 0 and steps >= 0 and lr > 0 and batch_size >= 1):
+    if not (alpha >= 0 and steps >= 0 and lr > 0 and batch_size >= 1 and checkpoint_every >= 1):
         raise FsadError(
-            f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}; expected alpha and steps at least 0, lr above 0, "
-            "batch_size at least 1."
+            f"found alpha {alpha}, steps {steps}, lr {lr}, batch_size {batch_size}, checkpoint_every {checkpoint_every}; expected alpha and steps at "
+            "least 0, lr above 0, batch_size and checkpoint_every at least 1."
         )
     check_templates(templates)
     if clip.token_dim != diffusion.token_dim:

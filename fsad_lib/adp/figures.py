@@ -234,18 +234,18 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
     """
     figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), layout="constrained")
     _terms(axes[0], trace, gamma)
-    top = axes[1]
+    bottom = axes[1]
     captions = (
         ("p_normal", "P(flawless | shot)", "small τ: surer   (pale: one shot; bold: median)"),
         ("gradient", "|dP / d similarity|", "small τ: steep near P = 0.5, flat far from it"),
     )
-    for ax, (column, title, caption) in zip(top, captions, strict=False):
+    for ax, (column, title, caption) in zip(bottom, captions, strict=False):
         for _, one in sweep.groupby("image"):
             ax.plot(one["tau"], one[column], color=NORMAL, alpha=0.3, linewidth=0.9)
         middle = sweep.groupby("tau")[column].median()
         ax.plot(middle.index, middle, color=NORMAL, marker="o")
         _head(ax, title, caption)
-    ax = top[2]
+    ax = bottom[2]
     ax.plot(gradients["tau"], gradients["clip_gradient"], color=NORMAL, marker="o", label="eq. 3 on the shots (times α)")
     ax.plot(gradients["tau"], gradients["denoising_gradient"], color=INK, linestyle="--", label="textual inversion")
     if "hinge_gradient" in gradients:
@@ -255,11 +255,11 @@ def why_adp(trace: pd.DataFrame, sweep: pd.DataFrame, gradients: pd.DataFrame, *
     ax.set_yscale("log")
     _head(ax, "Pull on the word", "length of each term's gradient with respect to c")
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.24), fontsize=7.5)  # below the panel, clear of the curves
-    top[0].set_ylim(-0.02, 1.02)
-    for ax in top:
+    bottom[0].set_ylim(-0.02, 1.02)
+    for ax in bottom:
         ax.set(xscale="log", xlabel="τ")
         ax.axvline(tau, color=RED, linewidth=1.2, linestyle="--")
-    top[0].annotate(f"used here: {tau:g}", (tau, 0), xycoords=("data", "axes fraction"), xytext=(4, 6), textcoords="offset points",
+    bottom[0].annotate(f"used here: {tau:g}", (tau, 0), xycoords=("data", "axes fraction"), xytext=(4, 6), textcoords="offset points",
                     color=RED, fontsize=8)  # fmt: skip
     return figure
 

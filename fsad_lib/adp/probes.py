@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fsad_lib.adp.concepts import p_clip
-from fsad_lib.adp.prompts import TEMPLATES, state_embeddings
+from fsad_lib.adp.prompts import TEMPLATES, check_words, state_embeddings
 from fsad_lib.errors import FsadError
 from fsad_lib.foundation.diffusion import generator
 
@@ -90,7 +90,7 @@ def denoising_probe(
         word -> mean loss over B images and ``draws`` timesteps.
 
     Raises:
-        FsadError: no image, or no draw.
+        FsadError: no image, no draw, or one string in place of a list of words.
 
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
@@ -103,6 +103,7 @@ def denoising_probe(
     """
     if len(x) == 0 or draws < 1:
         raise FsadError(f"found {len(x)} images and draws = {draws}; each must be at least 1.")
+    check_words(words)
     z, t, eps = _fixed_draws(diffusion, x, draws, seed)
     text = diffusion.encode_prompt([template.format(word) for word in words], concepts)
     losses = {}
@@ -141,7 +142,7 @@ def gradient_sweep(
     """How hard each term of eq. 3 and, with pseudo-anomalies, of eq. 4 pulls on the word, for several temperatures.
 
     Args:
-        x: (K, 3, H, W) shots: of the denoising term, at ``draws`` fixed timesteps, and of eq. 3's CLIP term.
+        x: (K, 3, H, W) shots of eq. 3's CLIP term; the first four are those of the denoising term, at ``draws`` fixed timesteps each.
         c: (token_dim,) the word.
         pseudo: (L, 3, H, W) pseudo-anomalies of eq. 4's hinge. gamma: its threshold; both or neither.
         alpha: weight of the CLIP terms. taus: temperatures, above 0. templates: sentences with one {}. seed: of the noise.
@@ -165,7 +166,7 @@ def gradient_sweep(
     if (pseudo is None) != (gamma is None):
         raise FsadError("pseudo-anomalies and gamma belong together: give both (eq. 4) or neither (eq. 3).")
     c = c.detach().float().to(diffusion.device).requires_grad_(True)
-    z, t, eps = _fixed_draws(diffusion, x, draws, seed)
+    z, t, eps = _fixed_draws(diffusion, x[:4], draws, seed)
     pull = torch.zeros_like(c)
     for i in torch.arange(len(z), device=z.device).split(4):  # so that no more memory is needed than for a training step
         text = diffusion.encode_prompt(["a photo of a <c>"], {"<c>": c}).expand(len(i), -1, -1)
@@ -215,6 +216,9 @@ def p_normal(
     Returns:
         One row for each word, group and image: word, group, image (its number in the group), p_normal.
 
+    Raises:
+        FsadError: one string in place of a list of words.
+
     Example:
         >>> from fsad_lib.foundation.clip import load_clip
         >>> from fsad_lib.foundation.miniatures.inspect import pairs
@@ -225,6 +229,7 @@ def p_normal(
         >>> bool(table.p_normal[0] > 0.5 > table.p_normal[1])
         True
     """
+    check_words(words)
     words = words if isinstance(words, Mapping) else {word: word for word in words}
     states = {
         name: tuple(g.mean(0) for g in state_embeddings(clip, word, concepts, templates)) for name, word in words.items()

@@ -15,6 +15,7 @@ __all__ = [
     "TEMPLATES",
     "S_a",
     "S_n",
+    "check_words",
     "embed",
     "state_embeddings",
     "state_prompts",
@@ -148,6 +149,11 @@ def embed(
         >>> list(g), len(g["<c>"][0]), g["<c>"][0].requires_grad
         (['gear', '<c>'], 3, False)
     """
+    check_words(words)
+    return {c: state_embeddings(clip, c, concepts, templates) for c in words}
+
+
+def check_words(words: Any) -> None:
+    """Raise FsadError for a string where a list of words is meant: it would be read letter by letter."""
     if isinstance(words, str):
         raise FsadError(f"one string found, {words[:60]!r}; expected a list of words.")
-    return {c: state_embeddings(clip, c, concepts, templates) for c in words}

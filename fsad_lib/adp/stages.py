@@ -162,53 +162,47 @@ def personalize(run: Run) -> Personalized:
     Raises:
         FsadError: a missing checkpoint, images that cannot be read, fewer shots than asked for, or a training that diverged.
     """
-    adp, made = run.profile.adp, ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
+    made = ("concepts.safetensors", "trace.csv", "pseudo_anomalies.npz")
     _check_inputs(run)
     paths = run.shot_paths()
     x = datasets.read_images(paths, run.profile.diffusion.image_size)
     if not run.has(*made):
-        clip, diffusion = load_models(run.profile)
-        settings = dict(
-            tau=adp.tau,
-            lr=adp.lr,
-            batch_size=adp.batch_size,
-            templates=templates(adp.templates),
-            seed=run.seed,
-        )
-        concepts, traces = {}, []
-
-        def learn(name: str, init: str | Tensor, **more: Any) -> None:
-            c, trace = learn_concept(
-                clip, diffusion, x, init, checkpoint=run.scratch(f"{name}.safetensors"), progress=counter(f"learn {name}"),
-                **settings, **more,
-            )  # fmt: skip
-            concepts[WORDS[name]] = c
-            traces.append(trace.assign(concept=name))
-
-        learn("ti", "object", alpha=0.0, steps=adp.steps_ti)
-        learn("c_n", "object", alpha=adp.alpha, steps=adp.steps_normal)
-        pseudo = _make_pseudo(run, made[2], diffusion, x, adp.prompts_pseudo, adp.n_pseudo, run.seed)
-        learn(
-            "c_a",
-            concepts["<c_n>"],
-            alpha=adp.alpha,
-            steps=adp.steps_anomaly,
-            pseudo=pseudo.x,
-            gamma=adp.gamma,
-        )
-        meta = {
-            "init": {"<ti>": "object", "<c_n>": "object", "<c_a>": "<c_n>"}, "models": run.ingredients.get("models"),
-            "adp": adp.model_dump(mode="json"), "seed": run.seed, "shots": [Path(p).name for p in paths],
-        }  # fmt: skip
-        with run.writing(made[1]) as path:
-            trace = pd.concat(traces, ignore_index=True)
-            trace[["concept", "step", "denoising_loss", "p_normal", "hinge"]].to_csv(path, index=False)
-        with run.writing(made[0]) as path:
-            save_concepts(path, concepts, meta)
+        with run.making():
+            _learn_words(run, x, paths, made)
     concepts, _ = load_concepts(run.product_path(made[0]))
     return Personalized(
         x, paths, concepts, pd.read_csv(run.product_path(made[1])), _read_pseudo(run, made[2])
     )
+
+
+def _learn_words(run: Run, x: Tensor, paths: Sequence[str], made: Sequence[str]) -> None:
+    if run.has(*made):  # another process made them while this one waited
+        return
+    adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
+    settings = dict(tau=adp.tau, lr=adp.lr, batch_size=adp.batch_size, templates=templates(adp.templates), seed=run.seed)
+    concepts, traces = {}, []
+
+    def learn(name: str, init: str | Tensor, steps: int, **more: Any) -> None:
+        c, trace = learn_concept(
+            clip, diffusion, x, init, steps=steps, checkpoint=run.scratch(f"{name}.safetensors"), checkpoint_every=max(1, steps // 8),
+            progress=counter(f"learn {name}"), **settings, **more,
+        )  # fmt: skip
+        concepts[WORDS[name]] = c
+        traces.append(trace.assign(concept=name))
+
+    learn("ti", "object", adp.steps_ti, alpha=0.0)
+    learn("c_n", "object", adp.steps_normal, alpha=adp.alpha)
+    pseudo = _make_pseudo(run, made[2], diffusion, x, adp.prompts_pseudo, adp.n_pseudo, run.seed)
+    learn("c_a", concepts["<c_n>"], adp.steps_anomaly, alpha=adp.alpha, pseudo=pseudo.x, gamma=adp.gamma)
+    meta = {
+        "init": {"<ti>": "object", "<c_n>": "object", "<c_a>": "<c_n>"}, "models": run.ingredients.get("models"),
+        "adp": adp.model_dump(mode="json"), "seed": run.seed, "shots": [Path(p).name for p in paths],
+    }  # fmt: skip
+    with run.writing(made[1]) as path:
+        trace = pd.concat(traces, ignore_index=True)
+        trace[["concept", "step", "denoising_loss", "p_normal", "hinge"]].to_csv(path, index=False)
+    with run.writing(made[0]) as path:
+        save_concepts(path, concepts, meta)
 
 
 # -------------------------------------------------------------------- stage 2
@@ -221,49 +215,46 @@ def synthesize(run: Run) -> Synthesized:
     Raises:
         FsadError: see :func:`personalize`, which runs first where it has not.
     """
-    adp, made = run.profile.adp, ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
+    made = ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
     _check_inputs(run)
     label = datasets.class_name(run.dataset, run.category)
     if not run.has(*made):
-        clip, diffusion = load_models(run.profile)
-        before = personalize(run.upstream("10_personalize"))
-        pseudo = _make_pseudo(
-            run,
-            made[0],
-            diffusion,
-            before.x,
-            adp.prompts_tuning,
-            adp.n_pseudo_tuning,
-            f"{run.seed}-tuning",
-            before.concepts,
-        )
-        words = {**WORDS, "label": label}
-        embedded = embed(clip, list(words.values()), before.concepts, templates(adp.templates))
-        g = {name: embedded[word] for name, word in words.items()}  # two names may share a word: a product called "object"
-        f, f_pseudo = clip.encode_image(before.x), clip.encode_image(pseudo.x)
-        weights, details = {}, {}
-        for word, (g_n, g_a) in g.items():
-            means = g_n.mean(0), g_a.mean(0)
-            weights[word] = weight(f, f_pseudo, *means, adp.tau)
-            details[word] = {
-                "p_normal_shots": p_clip(f, *means, adp.tau).mean().item(),
-                "p_normal_pseudo": p_clip(f_pseudo, *means, adp.tau).mean().item(),
-            }
-        tensors = {}
-        for method, mix in METHODS.items():
-            p = prototypes({word: g[word] for word in mix}, weights if len(mix) > 1 else None)
-            tensors |= {
-                f"{method}.{name}": value.cpu().contiguous()
-                for name, value in zip(("p_n", "p_a"), p, strict=True)
-            }
-        with run.writing(made[2]) as path:
-            save_file(tensors, path)
-        with run.writing(made[1]) as path:
-            write_json(path, {"weights": weights, "details": details, "label": label, "tau": adp.tau})
+        with run.making():
+            _tune(run, label, made)
     saved = load_file(run.product_path(made[2]))
     told = json.loads(run.product_path(made[1]).read_text())
     p = {method: (saved[f"{method}.p_n"], saved[f"{method}.p_a"]) for method in METHODS}
     return Synthesized(_read_pseudo(run, made[0]), told["weights"], told["details"], p, label)
+
+
+def _tune(run: Run, label: str, made: Sequence[str]) -> None:
+    if run.has(*made):
+        return
+    adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
+    before = personalize(run.upstream("10_personalize"))
+    pseudo = _make_pseudo(
+        run, made[0], diffusion, before.x, adp.prompts_tuning, adp.n_pseudo_tuning, f"{run.seed}-tuning", before.concepts
+    )
+    words = {**WORDS, "label": label}
+    embedded = embed(clip, list(words.values()), before.concepts, templates(adp.templates))
+    g = {name: embedded[word] for name, word in words.items()}  # two names may share a word: a product called "object"
+    f, f_pseudo = clip.encode_image(before.x), clip.encode_image(pseudo.x)
+    weights, details = {}, {}
+    for word, (g_n, g_a) in g.items():
+        means = g_n.mean(0), g_a.mean(0)
+        weights[word] = weight(f, f_pseudo, *means, adp.tau)
+        details[word] = {
+            "p_normal_shots": p_clip(f, *means, adp.tau).mean().item(),
+            "p_normal_pseudo": p_clip(f_pseudo, *means, adp.tau).mean().item(),
+        }
+    tensors = {}
+    for method, mix in METHODS.items():
+        p = prototypes({word: g[word] for word in mix}, weights if len(mix) > 1 else None)
+        tensors |= {f"{method}.{name}": value.cpu().contiguous() for name, value in zip(("p_n", "p_a"), p, strict=True)}
+    with run.writing(made[2]) as path:
+        save_file(tensors, path)
+    with run.writing(made[1]) as path:
+        write_json(path, {"weights": weights, "details": details, "label": label, "tau": adp.tau})
 
 
 # -------------------------------------------------------------------- stage 4
@@ -292,22 +283,29 @@ def evaluate(run: Run) -> Evaluated:
     made = ("predictions.parquet", "maps.npz", "rows.json")
     _check_inputs(run)
     if not run.has(*made):
-        test = run.table().query("split == 'test'").reset_index(drop=True)
-        scores, maps, pixel = _score(run, test)
-        predictions = _long(test, scores, run.dataset)
-        rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
-        with run.writing(made[0]) as path:
-            predictions.assign(path=predictions["path"].map(portable_path)).to_parquet(path, index=False)
-        with run.writing(made[1]) as path:
-            np.savez_compressed(path, paths=np.array([portable_path(p) for p in test["path"]], dtype=str), **maps)
-        with run.writing(made[2]) as path:
-            write_json(path, rows)
+        with run.making():
+            _judge(run, made)
     with np.load(run.product_path(made[1])) as file:
         maps = {name: file[name] for name in file.files if name != "paths"}
         paths = [absolute_path(p) for p in file["paths"].tolist()]
     rows = json.loads(run.product_path(made[2]).read_text())
     predictions = pd.read_parquet(run.product_path(made[0]))
     return Evaluated(predictions.assign(path=predictions["path"].map(absolute_path)), rows, maps, paths)
+
+
+def _judge(run: Run, made: Sequence[str]) -> None:
+    if run.has(*made):
+        return
+    test = run.table().query("split == 'test'").reset_index(drop=True)
+    scores, maps, pixel = _score(run, test)
+    predictions = _long(test, scores, run.dataset)
+    rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
+    with run.writing(made[0]) as path:
+        predictions.assign(path=predictions["path"].map(portable_path)).to_parquet(path, index=False)
+    with run.writing(made[1]) as path:
+        np.savez_compressed(path, paths=np.array([portable_path(p) for p in test["path"]], dtype=str), **maps)
+    with run.writing(made[2]) as path:
+        write_json(path, rows)
 
 
 def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], dict]:
@@ -323,16 +321,16 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
             f"no test images in {run.dataset}/{run.category}; put the images to judge into its test/ folder."
         )
     tuned = synthesize(run.upstream("20_synthesize"))
-    clip, own = clip_of(p), clip_of(p, "winclip_clip")
+    clip, winclip_clip = clip_of(p), clip_of(p, "winclip_clip")  # they may be one
     backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
     shots, paths = run.shot_paths(), test["path"].tolist()
     scales, tau = p.winclip.scales, p.adp.tau
 
-    zero, few = {}, {}  # WinCLIP without and with shots, for each CLIP once
-    for model in {id(clip): clip, id(own): own}.values():
-        zero[model] = WinCLIP(model, tuned.label, p.winclip.tau, scales)
-        few[model] = WinCLIP(model, tuned.label, p.winclip.tau, scales)
-        few[model].add_shots(extract(model, datasets.read_images(shots, model.image_size), scales))
+    winclips = {"adp": clip} | ({} if winclip_clip is clip else {"winclip": winclip_clip})
+    winclips = {
+        name: WinCLIP(model, tuned.label, p.winclip.tau, scales).add_shots(extract(model, datasets.read_images(shots, model.image_size), scales))
+        for name, model in winclips.items()
+    }
     patches = PatchMemory(backbone).add_shots(datasets.read_images(shots, backbone.image_size))
 
     text: dict[str, list[Tensor]] = {method: [] for method in METHODS}
@@ -347,27 +345,12 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
         chosen = paths[start : start + BATCH]
         x = {
             size: datasets.read_images(chosen, size)
-            for size in {clip.image_size, own.image_size, backbone.image_size}
+            for size in {clip.image_size, winclip_clip.image_size, backbone.image_size}
         }
-        for model in few:
-            features = extract(model, x[model.image_size], scales)
-            name = "own" if model is own else "adp"
-            with_shots, without = few[model](features), zero[model](features)
-            keep(
-                **{
-                    f"{name}.map": with_shots.maps,
-                    f"{name}.text_map": without.maps,
-                    f"{name}.memory_map": few[model].memory.maps(features),
-                }
-            )
-            keep(
-                **{
-                    f"{name}.text": without.text,
-                    f"{name}.memory": with_shots.memory,
-                    f"{name}.sum": with_shots.image,
-                }
-            )
-            if model is clip:
+        for name, winclip in winclips.items():
+            features = extract(winclip.clip, x[winclip.clip.image_size], scales)
+            keep(**{f"{name}.{part}": value for part, value in winclip(features)._asdict().items()})
+            if winclip.clip is clip:
                 for method, (p_n, p_a) in tuned.prototypes.items():
                     text[method].append(anomaly_probability(features.f, p_n, p_a, tau).cpu())
         image, near = patches(x[backbone.image_size])
@@ -376,23 +359,22 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
             report(start + len(chosen), len(paths))
 
     got = {name: torch.cat(values) for name, values in parts.items()}
-    mine = "own" if own is clip else "adp"  # the two CLIPs may be one
-    memory, w = got[f"{mine}.memory"].double(), p.adp.visual_weight
+    rival = "adp" if winclip_clip is clip else "winclip"
+    memory, w = got["adp.memory"].double(), p.adp.visual_weight
     scores: dict[tuple[str, str], np.ndarray] = {}
     for method, values in text.items():
         scores[method, "text"] = torch.cat(values).numpy()
         scores[method, "sum"] = (torch.cat(values) + w * memory).numpy()
     scores["adp", "memory"] = memory.numpy()
-    for method, name in (("winclip", "own"), ("winclip_adp_backbone", mine)):
-        scores |= {
-            (method, part): got[f"{name}.{part}"].double().numpy() for part in ("text", "memory", "sum")
-        }
+    for method, name in (("winclip", rival), ("winclip_adp_backbone", "adp")):
+        for part, kept in (("text", "text"), ("memory", "memory"), ("sum", "image")):
+            scores[method, part] = got[f"{name}.{kept}"].double().numpy()
     scores["patch_memory", "memory"] = got["patch_memory"].double().numpy()
 
     grid = {
-        "memory": got[f"{mine}.memory_map"],
-        **{m: torch.cat(text[m]).float().view(-1, 1, 1) + w * got[f"{mine}.memory_map"] for m in ("adp", "adp_l")},
-        "winclip": got["own.map"], "winclip_text": got["own.text_map"], "patch_memory": got["patch_map"],
+        "memory": got["adp.few_shot"],
+        **{m: torch.cat(text[m]).float().view(-1, 1, 1) + w * got["adp.few_shot"] for m in ("adp", "adp_l")},
+        "winclip": got[f"{rival}.maps"], "winclip_text": got[f"{rival}.zero_shot"], "patch_memory": got["patch_map"],
     }  # fmt: skip
     pixel: dict[tuple[str, str], dict[str, float]] = {}
     if datasets.has_masks(test) and (test["label"] == 0).any():
@@ -407,10 +389,8 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
                 patches.upsample(grid[name], size) if name == "patch_memory" else upsample(grid[name], size)
             )
             pixel[key] = pixel_metrics(masks, large, paths)
-        if own is clip:
-            pixel["winclip_adp_backbone", "sum"] = pixel["winclip", "sum"]
-        else:
-            pixel["winclip_adp_backbone", "sum"] = pixel_metrics(masks, upsample(got["adp.map"], size), paths)
+        same = winclip_clip is clip
+        pixel["winclip_adp_backbone", "sum"] = pixel["winclip", "sum"] if same else pixel_metrics(masks, upsample(got["adp.maps"], size), paths)
     return scores, {name: value.numpy() for name, value in grid.items()}, pixel
 
 

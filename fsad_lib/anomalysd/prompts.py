@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fsad_lib.errors import FsadError
 
-__all__ = ["DEFAULT_PARTS", "LEVELS", "hierarchy", "inference_prompt", "known_parts", "training_prompts"]
+__all__ = ["DEFAULT_PARTS", "LEVELS", "hierarchy", "inference_prompt", "known_parts", "noun_of", "training_prompts"]
 
 LEVELS = ("object", "detail")
 DEFAULT_PARTS = "shape, edges and surface"
@@ -29,6 +29,15 @@ def known_parts() -> dict[tuple[str, str], tuple[str, str]]:
     return rows | {("minifab_dev", c): row for (dataset, c), row in rows.items() if dataset == "minifab"}
 
 
+def noun_of(dataset: str, category: str) -> str:
+    """The word c of a category: the table's, else the category with spaces for underscores.
+
+    >>> noun_of("visa", "pcb1"), noun_of("folder", "oil_pump")
+    ('printed circuit board', 'oil pump')
+    """
+    return known_parts().get((dataset, category), (category.replace("_", " ").strip(), ""))[0]
+
+
 def hierarchy(
     dataset: str, category: str, noun: str | None = None, parts: str | Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -37,7 +46,7 @@ def hierarchy(
     Args:
         dataset: a data set's name; "" or an unknown one has no table and takes the defaults.
         category: the category's name.
-        noun: the word c; default: the table's, else the category with spaces for underscores.
+        noun: the word c; default: :func:`noun_of`.
         parts: the words after "intact", or a dict category -> words; default: the table's, else :data:`DEFAULT_PARTS`.
 
     Raises:
@@ -49,9 +58,9 @@ def hierarchy(
         >>> hierarchy("folder", "oil_pump", parts="flange and two screws")["detail"]
         'An oil pump with intact flange and two screws.'
     """
-    table_noun, table_parts = known_parts().get((dataset, category), (category.replace("_", " ").strip(), DEFAULT_PARTS))
+    table_parts = known_parts().get((dataset, category), ("", DEFAULT_PARTS))[1]
     chosen = parts.get(category) if isinstance(parts, Mapping) else parts
-    c, details = noun or table_noun, chosen or table_parts
+    c, details = noun or noun_of(dataset, category), chosen or table_parts
     if not c.strip() or not details.strip():
         raise FsadError(f"category {category!r} has no words for a prompt; give a noun and its parts.")
     article = "An" if c[0].lower() in "aeiou" else "A"

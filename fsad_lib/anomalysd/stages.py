@@ -29,18 +29,22 @@ from fsad_lib import datasets
 from fsad_lib.anomalysd.detector import AnomalySD, Category, Settings
 from fsad_lib.anomalysd.finetune import decoder_parameters, finetune_decoder, finetune_unet
 from fsad_lib.anomalysd.masks import foreground
-from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, training_prompts
+from fsad_lib.anomalysd.prompts import hierarchy, inference_prompt, noun_of, training_prompts
 from fsad_lib.anomalysd.score import fuse, image_score
 from fsad_lib.datasets.sample import limit_of, sample
 from fsad_lib.errors import FsadError
+from fsad_lib.foundation.backbones import load_backbone
 from fsad_lib.foundation.clip import check_windows, clip_of
 from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.inpainting import Inpainting, load_inpainting
 from fsad_lib.foundation.perceptual import Lpips, load_lpips
 from fsad_lib.metrics import metric_rows, pixel_metrics
+from fsad_lib.patch_memory import PatchMemory, top_share_mean
 from fsad_lib.profiles import missing_checkpoints, sections
 from fsad_lib.progress import counter
 from fsad_lib.runs import Run, absolute_path, portable_path, read_record, replacing, shared_run, write_json
+from fsad_lib.winclip.detector import WinCLIP, upsample
+from fsad_lib.winclip.windows import extract
 
 __all__ = [
     "ALPHAS", "Evaluated", "Personalized", "Synthesized", "build_detector", "evaluate", "load_models", "load_tuned", "personalize",
@@ -132,6 +136,9 @@ def _check_inputs(run: Run) -> None:
     run.check_inputs()
     p = run.profile
     check_windows(p, "winclip_clip")
+    for name in dict(p.anomalysd.parts):
+        if name not in run.categories:
+            raise FsadError(f"anomalysd.parts has words for {name!r}; expected a category of this run: {', '.join(run.categories)}.")
     levels = len(read_record(p.path("inpainting") / "vae" / "config.json").get("block_out_channels", [0]))
     most, largest = p.inpainting.image_size >> (levels - 1), max(p.anomalysd.scales)
     if largest > most:
@@ -220,9 +227,6 @@ def build_detector(run: Run, **changes: Any) -> AnomalySD:
     Args:
         changes: replace values of :class:`fsad_lib.anomalysd.detector.Settings`.
     """
-    from fsad_lib.foundation.backbones import load_backbone
-    from fsad_lib.patch_memory import PatchMemory
-
     p, a = run.profile, run.profile.anomalysd
     model, lpips = load_tuned(run)
     backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=best_device())
@@ -358,17 +362,13 @@ class _Judge:
     @cached_property
     def rivals(self) -> tuple[dict, dict, dict]:
         """Their image sizes, WinCLIP+ and the patch memory for each category, and under "" for all of them together."""
-        from fsad_lib.foundation.backbones import load_backbone
-        from fsad_lib.patch_memory import PatchMemory
-        from fsad_lib.winclip.detector import WinCLIP
-
         p, device = self.run.profile, best_device()
         clip = clip_of(p, "winclip_clip")
         backbone = load_backbone(p.backbone.name, p.path("backbone"), p.backbone.image_size, device=device)
         winclip, patches = {}, {}
         for name in ("", *self.run.categories):
             shots = self.run.shot_paths(name or None)
-            word = datasets.class_name(self.run.dataset, name) if name else None  # None: "object"
+            word = noun_of(self.run.dataset, name) if name else None  # AnomalySD's own word, for equal knowledge; None: "object"
             winclip[name] = WinCLIP(clip, word, p.winclip.tau, p.winclip.scales)
             winclip[name].add_shots(datasets.read_images(shots, clip.image_size))
             patches[name] = PatchMemory(backbone).add_shots(datasets.read_images(shots, backbone.image_size))
@@ -391,9 +391,6 @@ class _Judge:
 
     @torch.no_grad()
     def _rivals(self, path: str, category: str, guess: str) -> tuple[dict, dict]:
-        from fsad_lib.winclip.detector import upsample
-        from fsad_lib.winclip.windows import extract
-
         (sizes, winclip, patches), value, maps = self.rivals, {}, {}
         x = {name: datasets.read_images([path], size) for name, size in sizes.items()}
         features = extract(winclip[""].clip, x["winclip"], self.run.profile.winclip.scales)
@@ -402,19 +399,13 @@ class _Judge:
             scores = winclip[name](features)
             value["winclip", protocol], maps["winclip", protocol] = float(scores.image), upsample(scores.maps, self.side)
             distance = patches[name].distances(near)
-            value["patch_memory", protocol] = float(_top(distance, patches[name].share))
+            value["patch_memory", protocol] = float(top_share_mean(distance, patches[name].share))
             maps["patch_memory", protocol] = patches[name].upsample(distance, self.side)
         return value, maps
 
     @property
     def side(self) -> int:
         return min(MAP_SIZE, self.run.profile.inpainting.image_size)
-
-
-def _top(distance: Tensor, share: float) -> Tensor:
-    from fsad_lib.patch_memory import top_share_mean
-
-    return top_share_mean(distance, share)
 
 
 def _to_side(m: Tensor, side: int) -> Tensor:

@@ -118,6 +118,12 @@ def absolute(path: str | Path) -> Path:
 
     try:
         found = Path(os.path.abspath(Path(path).expanduser()))
+    except FileNotFoundError:
+        raise FsadError(f"cannot use the path '{printable(path)}': the working directory is gone. Change to one that exists.") from None
+    except (RuntimeError, OSError, ValueError):
+        found = Path(path)  # explained below
+    try:
+        Path(path).expanduser()
         str(found).encode()
         os.stat(found)
     except (FileNotFoundError, NotADirectoryError):

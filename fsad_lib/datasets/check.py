@@ -554,7 +554,10 @@ def _orientation(path: Path) -> int:
 def _has_further_pictures(path: Path) -> bool:
     """Pages of a TIFF, frames of an animation; not a camera's preview in a JPEG."""
     with _opened(path) as image:
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+        try:
+            return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+        except Exception:  # Pillow's readers raise anything for a damaged further picture; the first one is what is read
+            return True
 
 
 def _check_mask(root: Path, name: str, report: Report, size: tuple[int, int], path: Path, mask: Path, empty: str) -> bool:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 CATEGORIES = ["mono", "poly"]
 VARIANTS = ["mono", "poly", "mono_half", "poly_half"]
-PROTOCOLS = ("strict", "half")
 POOL = 64
 # images with defect probability 0, 1/3, 2/3, 1
 COUNTS = {"mono": (588, 117, 56, 313), "poly": (920, 178, 50, 402)}
@@ -69,22 +68,20 @@ def read_labels(data: Path) -> list[tuple[Path, int, str]]:
     return rows
 
 
-def load(category: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+def load(category: str | None = None) -> pd.DataFrame:
     """The table of solar cells: `POOL` normal training cells and all others of the protocol as test.
 
     Args:
-        category: "mono", "poly", "mono_half", "poly_half", or None for mono and poly.
-        protocol: "strict" or "half"; by default what the category's name says.
+        category: "mono" and "poly" leave the doubtful cells out (protocol strict), "mono_half" and "poly_half" count probability 1/3
+            as good and 2/3 as defective (protocol half); None: mono and poly.
 
     The defect column is "good", "defective" (probability 1) or "probably_defective" (2/3, protocol half only).
 
     Raises:
-        FsadError: an unknown category or protocol, the package is not installed, or holds other numbers of images.
+        FsadError: an unknown category, the package is not installed, or holds other numbers of images.
     """
     if category is not None and category not in VARIANTS:
         raise unknown("ELPV category", category, VARIANTS)
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise unknown("ELPV protocol", protocol, PROTOCOLS)
     data = package_folder()
     labels = read_labels(data)
     found = Counter((kind, thirds) for _, thirds, kind in labels)
@@ -98,7 +95,7 @@ def load(category: str | None = None, protocol: str | None = None) -> pd.DataFra
     rows = []
     for variant in [category] if category else CATEGORIES:
         kind = variant.removesuffix("_half")
-        half = (protocol or ("half" if variant.endswith("_half") else "strict")) == "half"
+        half = variant.endswith("_half")
         cells = [(p, thirds) for p, thirds, k in labels if k == kind and (half or thirds in (0, 3))]
         normal = [p for p, thirds in cells if thirds == 0]
         pool = set(

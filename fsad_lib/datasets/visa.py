@@ -91,7 +91,7 @@ def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
     """The table of one category, or of all 12 (None), after the official 1-class split.
 
     Raises:
-        FsadError: the data are missing (says where to get them), unknown category, files missing, other counts.
+        FsadError: the data are missing (says where to get them), unknown category, files missing, a defective image without a mask, other counts.
     """
     if category is not None and category not in COUNTS:
         raise unknown("VisA category", category, CATEGORIES)
@@ -115,6 +115,10 @@ def load(data_root: str | Path, category: str | None = None) -> pd.DataFrame:
         gone = [p for r in part for p in (r[0], r[5]) if p is not None and not p.is_file()]
         if gone:
             raise FsadError(f"VisA {name}: {len(gone)} files of the split are missing, the first: {gone[0]}.\n"
+                            + WHERE.format(root=data_root))  # fmt: skip
+        without = [r[0] for r in part if r[3] == 1 and r[5] is None]
+        if without:
+            raise FsadError(f"VisA {name}: {len(without)} defective images have no mask in {split_file(root)}, the first: {without[0]}.\n"
                             + WHERE.format(root=data_root))  # fmt: skip
         rows += part
     return make_table(rows, root)

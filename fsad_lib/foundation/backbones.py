@@ -227,9 +227,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())[:300]
         raise FsadError(f"{path} cannot be read as a file of weights ({text}). Download it again.") from error
     for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state.get(key), dict) else state
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise FsadError(f"{path} holds no state dict (name -> tensor). Save it as torch.save(model.state_dict(), path), or download it again.")
     return state

@@ -432,9 +432,10 @@ def load_diffusion(
             f"the diffusion checkpoint {folder} lacks {', '.join(missing)}. Expected a folder in the diffusers layout: "
             "unet/, vae/, scheduler/ and, unless CLIP's text tower is used, text_encoder/ and tokenizer/."
         )
-    config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"), diffusers.DDIMScheduler)
-    scheduler = scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True)
+    with _readable(folder / "scheduler"):
+        config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        scheduler_class = getattr(diffusers, config.get("_class_name", "DDIMScheduler"), diffusers.DDIMScheduler)
+        scheduler = scheduler_class.from_pretrained(folder / "scheduler", local_files_only=True)
     unet = _load(diffusers.UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model", "torch_dtype")
     vae = _load(diffusers.AutoencoderKL, folder / "vae", "diffusion_pytorch_model", "torch_dtype")
     if (folder / "text_encoder").is_dir():
@@ -451,10 +452,30 @@ def load_diffusion(
     if (folder / "tokenizer").is_dir():
         from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        with _readable(folder / "tokenizer"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        check_tokenizer(tokenizer, folder / "tokenizer")
     else:
         tokenizer = clip_tokenizer()
     return make(tokenizer, text_encoder.to(device), vae.to(device), unet.to(device), scheduler, image_size)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What a library says of damaged small files, as one error that names the folder."""
+    try:
+        yield
+    except Exception as error:  # JSONDecodeError, AttributeError, a bare Exception of the tokenizer's reader
+        raise FsadError(f"{folder} cannot be read: {error}. Copy the folder again from its source.") from error
+
+
+def check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """FsadError for a tokenizer that does not cut "a photo" into CLIP's words: with files missing, transformers makes one that knows none."""
+    if (found := list(tokenizer("a photo").input_ids)) != [49406, 320, 1125, 49407]:
+        raise FsadError(
+            f'{folder} turns "a photo" into {found}; CLIP\'s tokenizer gives [49406, 320, 1125, 49407]. Expected vocab.json and merges.txt (or '
+            "tokenizer.json) beside tokenizer_config.json: copy the folder again from its source."
+        )
 
 
 @contextlib.contextmanager

@@ -479,6 +479,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         text = " ".join(str(error).split())[:300]
         raise FsadError(f"{path} cannot be read as a checkpoint of weights ({text}). Download it again.") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = state if isinstance(state, dict) else {}
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise FsadError(f"{path} holds no weights.\n{WHERE.format(path=path)}")

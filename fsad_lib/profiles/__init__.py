@@ -525,8 +525,11 @@ def _missing_in_hub_folder(path: Path, shared_text_encoder: bool) -> list[Path]:
         if not any(f for stem in names for end in ("safetensors", "bin") for f in (path / part).glob(f"{stem}*.{end}")):
             missing.append(path / part / f"{names[0]}.safetensors")
     tokenizer = path / "tokenizer"
-    if (not shared_text_encoder or tokenizer.is_dir()) and not (tokenizer / "tokenizer.json").is_file():
-        missing += [tokenizer / name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
+    if not shared_text_encoder or tokenizer.is_dir():
+        if not (tokenizer / "tokenizer.json").is_file():
+            missing += [tokenizer / name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
+        if not any((tokenizer / name).is_file() for name in ("tokenizer_config.json", "special_tokens_map.json")):
+            missing.append(tokenizer / "tokenizer_config.json")  # names the padding token; without it prompts are padded with another one
     return missing
 
 
@@ -577,7 +580,7 @@ def _loaded_files(section: str, path: Path | None, shared_text_encoder: bool) ->
             found += [f for f in weights if f.name.count(".") == 1] or weights  # model.fp16.safetensors only where it stands alone
             if weights:
                 break
-        found += sorted(folder.glob("*config.json")) + sorted(folder.glob("*.index.json"))
+        found += [f for pattern in ("*config.json", "*.index.json", "vocab.json") for f in sorted(folder.glob(pattern))]
     return found
 
 

@@ -177,6 +177,10 @@ def is_stale(folder: Path, method: str) -> bool:
     """Whether a finished run would be repeated today; False where that cannot be found out on this machine."""
     provenance = read_record(folder / "provenance.json")
     given, then = provenance.get("parameters") or {}, provenance.get("ingredients") or {}
+    identity = read_record(folder / "metrics.json").get("identity") or {}  # a run need not be given every value; its notebook has defaults
+    if "overrides" not in given and str(identity.get("tag", "")).startswith("set-"):  # its notebook's own, which may have changed since
+        return False
+    given = identity | given
     try:
         run = open_run(
             folder.parent.name.removesuffix(f"_{method}"),
@@ -193,11 +197,14 @@ def _metric_rows(path: Path) -> list[dict]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         for row in rows:
-            value = row["image_auroc"]
-            if not 0 <= float(value) <= 1:
-                raise ValueError(f"image_auroc of {row['method']} is {value}, expected a number in [0, 1]")
-            row["method"], row["part"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            row["method"], row["part"], row["image_auroc"]
+            wrong = [key for key in ("method", "part", "group", "category") if not isinstance(row.get(key, ""), str)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, expected text")
+            for metric in (m for m in (*METRICS, LOCO_METRIC) if row.get(m) is not None):
+                if not 0 <= float(row[metric]) <= 1:
+                    raise ValueError(f"{metric} of {row['method']} is {row[metric]}, expected a number in [0, 1]")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise FsadError(
             f"{path} cannot be used: {what}. Expected {{'rows': [{{method, part, group, image_auroc, ...}}]}}; "

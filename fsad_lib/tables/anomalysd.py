@@ -430,7 +430,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
          [f"Percent points, {over}.", "The autoencoder alone: D(x, VAE(x)); with the mask: the method's own prototype-guided mask, nothing repainted; the mask's part: S_pg alone, the region of the mask repainted; "
           "patch memory: nearest neighbours, from which the mask comes.", notes[-1]]),
         ("sensitivity", curves, show_sensitivity(curves), f"Effect of lambda and alpha, {shots} shot",
-         [notes[0], "Lambda: over the seeds that all its values have; alpha: over all seeds.", "low and high: 95 % over categories (seeds averaged first); over seeds' images where there is one."]),
+         [f"Percent, {over}; columns low and high of the CSV.", "Lambda: over the seeds that all its values have; alpha: over all seeds.", notes[-1]]),
         ("own_choices", own_choices(root, profile, "anomalysd"), None, "AnomalySD: values not known from the sources at hand", []),
     ):
         written += write_table(table, f"anomalysd_{name}{suffix}", folder, display=table if display is None else display,

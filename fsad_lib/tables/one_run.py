@@ -145,10 +145,7 @@ def method_table(rows: Sequence[dict[str, Any]], group: str = "all") -> pd.DataF
     Returns:
         One row per method, as text; an empty table without rows of that group.
     """
-    names = {
-        "ti": "TI", "c_n": "c_n", "c_a": "c_a", "adp": "ADP", "adp_l": "ADP_l", "winclip": "WinCLIP+", "object": 'word "object"',
-        "label": "class label", "winclip_adp_backbone": "WinCLIP+ on ADP's CLIP", "patch_memory": "patch memory (EfficientNet)",
-    }  # fmt: skip
+    names = ("ti", "c_n", "c_a", "adp", "adp_l", "winclip", "object", "label", "winclip_adp_backbone", "patch_memory")
     table = pd.DataFrame([row for row in rows if row["group"] == group])
     if table.empty:
         return pd.DataFrame({"nothing to show": []})
@@ -164,9 +161,8 @@ def method_table(rows: Sequence[dict[str, Any]], group: str = "all") -> pd.DataF
     for method in [m for m in names if m in set(table.method)]:
         shared = "adp" if method in ("ti", "c_n", "c_a", "adp_l", "object", "label") else method  # one memory for all ADP rows
         best = "sum" if (method, "sum") in cells.index else "memory"
-        role = "control" if method in ("object", "label", "winclip_adp_backbone", "patch_memory") else ""
         parts = {"text": (method, "text"), "memory": (shared, "memory"), "sum": (method, "sum")}
-        record = {"method": names[method], "role": role}
+        record = {"method": ROWS[method].label, "role": "control" if ROWS[method].control else ""}
         record |= {f"AUROC {part}": value(*source, "image_auroc") for part, source in parts.items()}
         record |= {name: value(method, best, metric) for metric, name in short.items() if metric in have}
         records.append(record)

@@ -367,7 +367,7 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
 
 # -------------------------------------------------------------------- files
 def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
-    """Figures of one stage 22 run whose products are on this machine ("overview", "prompts", "images", "similarity"); empty otherwise."""
+    """Figures of one stage 22 run whose products are on this machine ("overview", "prompts", "images"); empty otherwise."""
     from fsad_lib.tgvig import stages  # here, because it reads the models' libraries
 
     source = stages.source_run(run)
@@ -380,7 +380,6 @@ def of_run(run: Any, result: pd.DataFrame | None = None) -> dict[str, Figure]:
         "overview": overview(made, result, f"real products of one run: {title}"),
         "prompts": prompt_similarity(made.selection, made.to_name),
         "images": image_rows({"shot": made.x} | _of_iterations(made, names), 5, 1.6),
-        "similarity": similarity_curves({run.category: made.trace}),
     }
     if made.rivals:
         found["rivals"] = image_rows({"original": made.x} | {name.replace("_", " ").replace("vqgan clip", "VQGAN-CLIP,"): x for name, x in made.rivals.items()} | {"TGVIG": made.sets["best"]}, 4)

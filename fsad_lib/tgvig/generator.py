@@ -138,7 +138,7 @@ def latent_distribution(latents: Tensor, variance: str = "estimated") -> LatentD
 
     Args:
         latents: (N, C, h, w), of ONE original.
-        variance: "estimated"; "unit", as the paper describes the plain VQGAN; "none", the mean alone.
+        variance: "estimated"; "unit", the variance that the paper gives the plain VQGAN, here around the same mean; "none", the mean alone.
 
     Example:
         >>> d = latent_distribution(torch.tensor([[[[0.0, 1.0]]], [[[0.0, 3.0]]]]))

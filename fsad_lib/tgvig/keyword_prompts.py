@@ -106,7 +106,7 @@ def candidate_words(
     (:data:`ALIASES`). If nothing is known the words of "object" are taken. Each of these is said in `note`.
 
     Args:
-        object_name: e.g. ``"hazelnut"`` or ``"metal_nut"``; underscores and running numbers are dropped.
+        object_name: e.g. ``"hazelnut"`` or ``"metal_nut"``; underscores and running numbers are dropped. No word of the name is a candidate.
         depth: steps along each relation, at least 1.
         relations: which of :data:`fsad_lib.tgvig.wordnet.RELATIONS`.
         source: "auto", "nltk" or "shipped", see :func:`fsad_lib.tgvig.wordnet.lookup`.
@@ -136,18 +136,19 @@ def candidate_words(
         raise FsadError(f"limit {limit} found; expected at least one word, or None for all")
 
     entries, note, where = _entries(name.lower(), depth, source)
-    words: dict[str, str] = {}
+    words: dict[str, tuple[str, str]] = {}  # in lower case, as CLIP reads them -> lemma, where from
+    own = {name.lower(), *name.lower().split(), *(entry for entry, _ in entries)}  # "a metal nut with nut" says nothing
     for entry, found in entries:
         order = sorted((r for r in found if r.relation in relations), key=lambda r: (r.depth, RELATIONS.index(r.relation), r.sense))
         for r in order:
             steps = "" if not r.depth else ", 1 step" if r.depth == 1 else f", {r.depth} steps"
-            if r.lemma.lower() != name.lower():
-                words.setdefault(r.lemma, f"{entry}: {r.relation}{steps}")
+            if r.lemma.lower() not in own:
+                words.setdefault(r.lemma.lower(), (r.lemma, f"{entry}: {r.relation}{steps}"))
     if not words:
         raise FsadError(f"WordNet relates no word to {name!r} by {', '.join(relations)}; allow more relations or a greater depth.")
-    chosen = list(words)[:limit]
+    lemmas, origins = zip(*list(words.values())[:limit], strict=True)
     looked_up = tuple(entry for entry, _ in entries)
-    return Candidates(name, tuple(chosen), tuple(words[w] for w in chosen), looked_up, where, note)
+    return Candidates(name, lemmas, origins, looked_up, where, note)
 
 
 def _entries(name: str, depth: int, source: str) -> tuple[list[tuple[str, list[Related]]], str, str]:

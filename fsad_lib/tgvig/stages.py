@@ -440,7 +440,10 @@ def augment(run: Run) -> Augmented:
         for arm in several:
             product = f"{name}-{arm}"
             if not run.has(f"{product}.safetensors", f"{product}.json"):
-                made = made or synthesize(run)
+                if made is None:
+                    for each in run.profile.baselines.names:  # refuses what none can be made of, before the images take their time
+                        make_detector(run, each)
+                    made = synthesize(run)
                 _train(run, made, name, arm)
             record = json.loads(run.product_path(f"{product}.json").read_text())
             values = record.pop("losses")

@@ -19,14 +19,16 @@ __all__ = ["Scores", "WinCLIP", "upsample"]
 class Scores(NamedTuple):
     """Scores of a batch, all in [0, 1], higher = more anomalous.
 
-    image: (B,) the method's image score. maps: (B, grid, grid) its map. text: (B,) zero-shot image score.
-    memory: (B,) largest association score, or None without shots.
+    image: (B,) the method's image score. maps: (B, grid, grid) its map. text: (B,) zero-shot image score, zero_shot: (B, grid, grid) its map.
+    memory: (B,) largest association score, few_shot: (B, grid, grid) its map; None without shots.
     """
 
     image: Tensor
     maps: Tensor
     text: Tensor
-    memory: Tensor | None
+    zero_shot: Tensor
+    memory: Tensor | None = None
+    few_shot: Tensor | None = None
 
 
 class WinCLIP:
@@ -66,7 +68,7 @@ class WinCLIP:
         with torch.no_grad():
             # One prototype a state: the mean of its prompts' unit embeddings, normalised.
             means = [clip.encode_text(prompts).mean(dim=0) for prompts in prompt_ensemble(class_name)]
-        self.text = F.normalize(torch.stack(means), dim=-1)
+        self.prototypes = F.normalize(torch.stack(means), dim=-1)
 
     def add_shots(self, x: Tensor) -> "WinCLIP":
         """Adds normal images (k, 3, H, W) in [0, 1], at least one, or their features, to the memories; returns itself."""
@@ -75,7 +77,7 @@ class WinCLIP:
 
     def probability(self, f: Tensor) -> Tensor:
         """P(anomalous) in [0, 1], (...), of embeddings (..., D): the softmax of the cosines to the two prototypes over tau."""
-        return (F.normalize(f, dim=-1) @ self.text.T / self.tau).softmax(dim=-1)[..., 1]
+        return (F.normalize(f, dim=-1) @ self.prototypes.T / self.tau).softmax(dim=-1)[..., 1]
 
     def text_score(self, x: Tensor) -> Tensor:
         """Zero-shot image scores (B,) in [0, 1] of images (B, 3, H, W) in [0, 1]."""
@@ -87,11 +89,11 @@ class WinCLIP:
         text = self.probability(features.f)
         zero_shot = self._zero_shot_maps(features, text)
         if not self.memory.shots:
-            return Scores(text, zero_shot, text, None)
+            return Scores(text, zero_shot, text, zero_shot)
         few_shot = self.memory.maps(features)
         memory = few_shot.amax(dim=(-2, -1))
         # WinCLIP+: image score 1/2 (text + max of the few-shot map); map: mean of the two maps.
-        return Scores((text + memory) / 2, (zero_shot + few_shot) / 2, text, memory)
+        return Scores((text + memory) / 2, (zero_shot + few_shot) / 2, text, zero_shot, memory, few_shot)
 
     def maps(self, x: Tensor | Features, size: int | None = None) -> Tensor:
         """Anomaly maps (B, grid, grid) in [0, 1]; with ``size``, bilinear at (B, size, size)."""

@@ -97,9 +97,13 @@ def _sweep(root: Path, category: str) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
+    """Of this edition, and with every file: what another program removed is drawn again, rather than judged without."""
     try:
-        return json.loads((folder / MARKER).read_text())["edition"] == EDITION
-    except (OSError, ValueError, KeyError, TypeError):
+        marker = json.loads((folder / MARKER).read_text())
+        expected = {"train/good": TRAIN_GOOD, "test/good": TEST_GOOD}
+        expected |= {f"{part}/{kind}": len(areas) for kind, areas in marker["defect_area"].items() if areas for part in ("test", "ground_truth")}
+        return marker["edition"] == EDITION and all(len(os.listdir(folder / part)) >= count for part, count in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

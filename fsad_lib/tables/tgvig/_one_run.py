@@ -35,6 +35,8 @@ def one_run(rows: Sequence[dict], group: str = "all") -> pd.DataFrame:
 def compare(predictions: pd.DataFrame, baseline: str, others: Sequence[str] = CONTROLS) -> str:
     """The generated arm against each of ``others``, one line each, with the 95 % interval over the images of one run."""
     table = predictions[(predictions.method == baseline) & (predictions.label >= 0)]
+    if "generated" not in set(table.part):
+        return f"{BASELINES.get(baseline, baseline)} was not run with generated images."
     wins = {}
     for arm, part in table.groupby("part", sort=False):
         part = part.sort_values("path")
