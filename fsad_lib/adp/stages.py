@@ -326,10 +326,10 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
     shots, paths = run.shot_paths(), test["path"].tolist()
     scales, tau = p.winclip.scales, p.adp.tau
 
-    winclips = {"adp": clip} | ({} if winclip_clip is clip else {"winclip": winclip_clip})
+    clips = {"adp": clip} | ({} if winclip_clip is clip else {"winclip": winclip_clip})
     winclips = {
         name: WinCLIP(model, tuned.label, p.winclip.tau, scales).add_shots(extract(model, datasets.read_images(shots, model.image_size), scales))
-        for name, model in winclips.items()
+        for name, model in clips.items()
     }
     patches = PatchMemory(backbone).add_shots(datasets.read_images(shots, backbone.image_size))
 

@@ -116,18 +116,14 @@ def absolute(path: str | Path) -> Path:
     """
     import os
 
+    found = None
     try:
         found = Path(os.path.abspath(Path(path).expanduser()))
-    except FileNotFoundError:
-        raise FsadError(f"cannot use the path '{printable(path)}': the working directory is gone. Change to one that exists.") from None
-    except (RuntimeError, OSError, ValueError):
-        found = Path(path)  # explained below
-    try:
-        Path(path).expanduser()
         str(found).encode()
         os.stat(found)
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        if found is None:  # asked for the working directory
+            raise FsadError(f"cannot use the path '{printable(path)}': the working directory is gone. Change to one that exists.") from None
     except UnicodeEncodeError:
         raise FsadError(f"the path '{printable(path)}' is not UTF-8; expected one that is. Rename the folder.") from None
     except (RuntimeError, OSError, ValueError) as error:
