@@ -816,6 +816,13 @@ class Run:
         with self._flock("making", wait=True):
             yield
 
+    def make(self, names: Iterable[str], make: Callable[[], None]) -> None:
+        """Call ``make`` unless the products ``names`` are there; those that another process is making are waited for, and then found."""
+        if not self.has(*names):
+            with self.making():
+                if not self.has(*names):
+                    make()
+
     @contextlib.contextmanager
     def _flock(self, name: str, wait: bool) -> Iterator[None]:
         path = self.product_path(name)

@@ -327,3 +327,14 @@ def test_words_are_weighed_by_other_pseudo_anomalies_than_c_a_learned_from(proje
         means = [g.mean(0) for g in state_embeddings(clip, word, before.concepts, templates(3))]
         assert tuned.weights[name] == pytest.approx(weight(f, new, *means, tau), abs=1e-6)
         assert abs(weight(f, old, *means, tau) - weight(f, new, *means, tau)) > 1e-5, "or the check could not fail"
+
+
+def test_products_that_another_process_made_meanwhile_are_not_made_again(monkeypatch):
+    """The check before the lock misses them, the one behind it finds them."""
+    from contextlib import nullcontext
+
+    found, made = iter([False, True]), []
+    monkeypatch.setattr(runs.Run, "has", lambda self, *names: next(found))
+    monkeypatch.setattr(runs.Run, "making", lambda self: nullcontext())
+    runs.Run.make(object.__new__(runs.Run), ["words"], lambda: made.append(1))
+    assert made == []

@@ -166,9 +166,7 @@ def personalize(run: Run) -> Personalized:
     _check_inputs(run)
     paths = run.shot_paths()
     x = datasets.read_images(paths, run.profile.diffusion.image_size)
-    if not run.has(*made):
-        with run.making():
-            _learn_words(run, x, paths, made)
+    run.make(made, lambda: _learn_words(run, x, paths, made))
     concepts, _ = load_concepts(run.product_path(made[0]))
     return Personalized(
         x, paths, concepts, pd.read_csv(run.product_path(made[1])), _read_pseudo(run, made[2])
@@ -176,8 +174,6 @@ def personalize(run: Run) -> Personalized:
 
 
 def _learn_words(run: Run, x: Tensor, paths: Sequence[str], made: Sequence[str]) -> None:
-    if run.has(*made):  # another process made them while this one waited
-        return
     adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
     settings = dict(tau=adp.tau, lr=adp.lr, batch_size=adp.batch_size, templates=templates(adp.templates), seed=run.seed)
     concepts, traces = {}, []
@@ -218,9 +214,7 @@ def synthesize(run: Run) -> Synthesized:
     made = ("pseudo_tuning.npz", "weights.json", "prototypes.safetensors")
     _check_inputs(run)
     label = datasets.class_name(run.dataset, run.category)
-    if not run.has(*made):
-        with run.making():
-            _tune(run, label, made)
+    run.make(made, lambda: _tune(run, label, made))
     saved = load_file(run.product_path(made[2]))
     told = json.loads(run.product_path(made[1]).read_text())
     p = {method: (saved[f"{method}.p_n"], saved[f"{method}.p_a"]) for method in METHODS}
@@ -228,8 +222,6 @@ def synthesize(run: Run) -> Synthesized:
 
 
 def _tune(run: Run, label: str, made: Sequence[str]) -> None:
-    if run.has(*made):
-        return
     adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
     before = personalize(run.upstream("10_personalize"))
     pseudo = _make_pseudo(
@@ -282,9 +274,7 @@ def evaluate(run: Run) -> Evaluated:
     """
     made = ("predictions.parquet", "maps.npz", "rows.json")
     _check_inputs(run)
-    if not run.has(*made):
-        with run.making():
-            _judge(run, made)
+    run.make(made, lambda: _judge(run, made))
     with np.load(run.product_path(made[1])) as file:
         maps = {name: file[name] for name in file.files if name != "paths"}
         paths = [absolute_path(p) for p in file["paths"].tolist()]
@@ -294,8 +284,6 @@ def evaluate(run: Run) -> Evaluated:
 
 
 def _judge(run: Run, made: Sequence[str]) -> None:
-    if run.has(*made):
-        return
     test = run.table().query("split == 'test'").reset_index(drop=True)
     scores, maps, pixel = _score(run, test)
     predictions = _long(test, scores, run.dataset)
