@@ -466,18 +466,15 @@ def stage_entry(stage: str, method: str) -> str:
     return f"fsad_lib.{method}.stages:{stage.partition('_')[2]}"
 
 
-def shared_run(run: "Run", stage: str, matters: Callable[[str], bool]) -> "Run":
-    """The run of an earlier stage whose products a run uses: that of the same overrides, without those that cannot change them. So runs
-    that differ in a later stage's values only share what is costly.
+def shared_run(run: "Run", stage: str) -> "Run":
+    """The run of an earlier stage (or its own) whose products a run uses: that of the same overrides, without those that cannot change
+    them (:func:`fsad_lib.profiles.concerns`). So runs that differ in a later stage's values only share what is costly."""
+    from fsad_lib.profiles import concerns, parse_overrides
 
-    Args:
-        matters: whether an override, "anomalysd.beta", concerns that stage.
-    """
-    from fsad_lib.profiles import parse_overrides
-
-    if not run.overrides:
+    given = parse_overrides(run.overrides)
+    kept = {key: value for key, value in given.items() if concerns(key, run.method, stage)}
+    if kept == given:
         return run if run.stage == stage else run.upstream(stage)
-    kept = {key: value for key, value in parse_overrides(run.overrides).items() if matters(key)}
     auto = run.tag.startswith("set-")  # a tag that only the overrides made
     return open_run(
         stage, run.method, profile=run.profile.name, data_root=run.data_root, tag="" if auto else run.tag,
@@ -863,7 +860,7 @@ def _lives(pid: str) -> bool:
 
 def _describe(run: Run) -> dict[str, Any]:
     """The ingredients of a stage run's fingerprint."""
-    from fsad_lib.profiles import FOREIGN
+    from fsad_lib.profiles import concerns
 
     root, i = project_root(), run.identity
     dump = run.profile.model_dump(mode="json")
@@ -875,9 +872,9 @@ def _describe(run: Run) -> dict[str, Any]:
     shots = {c: [entry["sha256"] for entry in manifest[: i["shots"]]] for c, manifest in manifests.items()}
     single = run.categories == [i["category"]]
     resolved = {
-        section: {k: v for k, v in value.items() if k not in _PATH_FIELDS} if isinstance(value, dict) else value
+        section: {k: v for k, v in value.items() if k not in _PATH_FIELDS and concerns(f"{section}.{k}", run.method, run.stage)}
         for section, value in dump.items()
-        if section not in ("models_root", "name", *FOREIGN.get(run.method, ()), *FOREIGN.get((run.stage, run.method), ()))
+        if isinstance(value, dict) and concerns(section, run.method, run.stage)
     }
     described = {
         "identity": {k: v for k, v in i.items() if k != "tag"},

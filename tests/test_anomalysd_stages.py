@@ -245,7 +245,7 @@ def test_runs_that_differ_in_inference_share_their_model(project):
     plain = runs.open_run("11_personalize", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=str(project / "parts"))
     later = runs.open_run(
         "41_evaluate", "anomalysd", profile="mini", dataset="folder", category="all", shots=2, seed=0, data_root=plain.data_root,
-        overrides="anomalysd.strength=0.6,anomalysd.scales=[2]",
+        overrides="anomalysd.strength=0.6,anomalysd.scales=[2],winclip.tau=0.5,backbone.image_size=64,adp.tau=0.5",
     )  # fmt: skip
     assert stages.tuned_run(later).path == plain.path and stages.tuned_run(later).fingerprint == plain.fingerprint
     trained = runs.open_run(

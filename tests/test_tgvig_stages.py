@@ -375,6 +375,19 @@ def test_runs_that_differ_in_their_detectors_share_their_images(project):
     assert steps["profile"] == plain.ingredients["profile"] and steps["models"] == plain.ingredients["models"]
 
 
+def test_runs_that_judge_other_images_share_their_detectors(project):
+    def run(overrides, stage="42_evaluate"):
+        return runs.open_run(
+            stage, "tgvig", profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts"), overrides=overrides
+        )
+
+    plain, fewer = run("", "32_augment"), run("baselines.test_images=2,winclip.tau=0.5")
+    assert stages.trained_run(fewer).path == plain.path and stages.trained_run(fewer).fingerprint == plain.fingerprint
+    assert fewer.fingerprint != run("").fingerprint, "what is judged is another result"
+    longer = stages.trained_run(run("baselines.test_images=2,baselines.neighbours=3"))
+    assert longer.path == run("baselines.neighbours=3", "32_augment").path and longer.fingerprint != plain.fingerprint
+
+
 def test_only_what_is_asked_for_must_be_there(project):
     run = open_run(project, "32_augment", more=",baselines.names=[efficientad]", seed=3)
     with pytest.raises(FsadError, match=r"efficientad_teacher: put it at .*teacher.safetensors"):

@@ -51,12 +51,6 @@ __all__ = [
     "synthesize", "tuned_run",
 ]  # fmt: skip
 
-TRAINING = (
-    "prompt_levels", "parts", "foreground", "area", "steps_unet", "lr_unet", "steps_decoder", "lr_decoder", "beta", "train_batch_size",
-    "gradient_checkpointing", "precision",
-)  # fmt: skip
-"""The hyper-parameters that fine-tuning depends on; runs that differ in others share their fine-tuned model."""
-
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The weights of S_pg whose effect every run measures."""
 
@@ -117,7 +111,7 @@ class Evaluated:
 def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
     """The inpainting model and the perceptual distance of a profile, on the GPU if there is one; anew at each call, since fine-tuning
     changes the model in place."""
-    missing_checkpoints(profile, sections("anomalysd", profile))
+    missing_checkpoints(profile, sections("anomalysd", profile, "11_personalize"))
     folder, device = profile.path("inpainting"), best_device()
     shared = not (folder / "text_encoder").is_dir()
     clip = clip_of(profile) if shared else None
@@ -127,8 +121,8 @@ def load_models(profile: Any) -> tuple[Inpainting, Lpips]:
 
 
 def tuned_run(run: Run) -> Run:
-    """The stage 11 run that keeps the model which a run uses: that of the same values of :data:`TRAINING`, whatever else is overridden."""
-    return shared_run(run, "11_personalize", lambda key: not key.startswith("anomalysd.") or key.removeprefix("anomalysd.") in TRAINING)
+    """The stage 11 run that keeps the model which a run uses: runs that differ in what fine-tuning does not use share one."""
+    return shared_run(run, "11_personalize")
 
 
 def _check_inputs(run: Run) -> None:

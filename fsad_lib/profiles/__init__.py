@@ -356,13 +356,35 @@ _OF_TGVIG = (
 )  # fmt: skip
 _OF_DETECTORS = ("baseline_backbone", "distillation_backbone", "efficientad_teacher", "efficientad_penalty", "outside", "baselines")
 
+FINE_TUNING = (
+    "prompt_levels", "parts", "foreground", "area", "steps_unet", "lr_unet", "steps_decoder", "lr_decoder", "beta", "train_batch_size",
+    "gradient_checkpointing", "precision",
+)  # fmt: skip
+"""The values of ``anomalysd`` that its fine-tuning depends on."""
+
 FOREIGN: dict[str | tuple[str, str], tuple[str, ...]] = {
     "adp": ("inpainting", "perceptual", "anomalysd", *_OF_TGVIG),
     "anomalysd": ("diffusion", "adp", *_OF_TGVIG),
     "tgvig": ("winclip_clip", "inpainting", "backbone", "adp", "anomalysd", "winclip"),
+    ("11_personalize", "anomalysd"): (
+        "winclip_clip", "backbone", "winclip", *(f"anomalysd.{name}" for name in Anomalysd.model_fields if name not in FINE_TUNING),
+    ),
     ("22_synthesize", "tgvig"): _OF_DETECTORS,
-}
-"""method, or (stage, method) -> the sections that cannot change its results, and stay out of its fingerprints."""
+    ("32_augment", "tgvig"): ("baselines.test_images",),
+}  # fmt: skip
+"""method, or (stage, method) -> the sections and values that cannot change its results, and stay out of its fingerprints."""
+
+
+def concerns(key: str, method: str, stage: str = "") -> bool:
+    """Whether a section of the profile, or a value of one, can change what a method, or a stage of it, makes.
+
+    >>> concerns("anomalysd.beta", "anomalysd", "11_personalize"), concerns("anomalysd.alpha", "anomalysd", "11_personalize")
+    (True, False)
+    >>> concerns("winclip.tau", "anomalysd"), concerns("winclip.tau", "anomalysd", "11_personalize")
+    (True, False)
+    """
+    foreign = (*FOREIGN.get(method, ()), *FOREIGN.get((stage, method), ()))
+    return key not in foreign and key.partition(".")[0] not in foreign
 
 DETECTORS = {
     "patchcore": ("baseline_backbone",), "cflow": ("baseline_backbone",), "efficientad": ("efficientad_teacher", "efficientad_penalty"),
@@ -373,7 +395,7 @@ DETECTORS = {
 
 def sections(method: str, profile: "Profile | None" = None, stage: str = "") -> tuple[str, ...]:
     """The profile's sections with the checkpoints that a method and its rivals load (without a profile: all that it may need); of TGVIG
-    those of the profile's baselines and rival generators, in its stage 22 without the baselines'.
+    those of the profile's baselines and rival generators, in its stage 22 without the baselines'; of AnomalySD's stage 11 those of the fine-tuning.
 
     >>> "inpainting" in sections("anomalysd"), "inpainting" in sections("adp")
     (True, False)
@@ -384,7 +406,7 @@ def sections(method: str, profile: "Profile | None" = None, stage: str = "") -> 
     """
     if method == "anomalysd":
         own_text_encoder = profile is not None and profile.name == "paper"
-        return ANOMALYSD_SECTIONS[own_text_encoder:]
+        return tuple(section for section in ANOMALYSD_SECTIONS[own_text_encoder:] if concerns(section, method, stage))
     if method != "tgvig":
         return MODEL_SECTIONS
     found = ["vqgan", "tgvig_clip", "perceptual", "inception"]

@@ -39,7 +39,7 @@ from fsad_lib.foundation.device import best_device
 from fsad_lib.foundation.images import resize
 from fsad_lib.foundation.vqgan import VQGAN, LossWeights, load_vqgan
 from fsad_lib.metrics import au_spro, image_metrics, metric_rows, pixel_metrics
-from fsad_lib.profiles import FOREIGN, missing_checkpoints, sections
+from fsad_lib.profiles import missing_checkpoints, sections
 from fsad_lib.progress import counter
 from fsad_lib.runs import Run, absolute_path, portable_path, replacing, shared_run, write_json
 from fsad_lib.tgvig import generator, vqgan_clip
@@ -49,7 +49,7 @@ from fsad_lib.tgvig.keyword_prompts import Candidates, Selection, best_prompt, c
 
 __all__ = [
     "KINDS", "OUTSIDE", "Augmented", "Evaluated", "Synthesized", "added_images", "arms", "augment", "augmentation", "evaluate", "load_detector",
-    "load_models", "make_detector", "prompts_of", "source_run", "synthesize", "training_images",
+    "load_models", "make_detector", "prompts_of", "source_run", "synthesize", "trained_run", "training_images",
 ]  # fmt: skip
 
 KINDS = ("best", "worst", "word", "naive")
@@ -124,7 +124,12 @@ def load_models(profile: Any) -> tuple[VQGAN, Any]:
 
 def source_run(run: Run) -> Run:
     """The stage 22 run whose images a run uses: that of the same overrides without those that concern the detectors only."""
-    return shared_run(run, "22_synthesize", lambda key: key.partition(".")[0] not in FOREIGN["22_synthesize", "tgvig"])
+    return shared_run(run, "22_synthesize")
+
+
+def trained_run(run: Run) -> Run:
+    """The stage 32 run whose detectors a run uses: that of the same overrides without those that only choose the images to judge."""
+    return shared_run(run, "32_augment")
 
 
 def _bytes(x: Tensor) -> np.ndarray:
@@ -429,11 +434,12 @@ def augment(run: Run) -> Augmented:
     """Every baseline of the profile, trained anew in every arm: from the same seed, for the same number of optimizer steps.
 
     Args:
-        run: a run of stage "32_augment".
+        run: a run of stage "32_augment". Products lie in the folder of :func:`trained_run`.
 
     Raises:
         FsadError: see :func:`synthesize`, which runs first where it has not, and the detectors' own ``fit``.
     """
+    run = trained_run(run)
     run.check_inputs()
     made, several, records, losses = None, arms(run), [], []
     for name in dict.fromkeys(run.profile.baselines.names):
@@ -472,8 +478,8 @@ def _train(run: Run, made: Synthesized, name: str, arm: str) -> None:
 
 # -------------------------------------------------------------------- stage 4
 def load_detector(run: Run, name: str, arm: str) -> Any:
-    """A baseline as it was trained in an arm, by the stage 32 run beside ``run``; it is trained now if it has not been."""
-    source = run if run.stage == "32_augment" else run.upstream("32_augment")
+    """A baseline as it was trained in an arm, by the :func:`trained_run` of ``run``; it is trained now if it has not been."""
+    source = trained_run(run)
     product = f"{name}-{arm}"
     if not source.has(f"{product}.safetensors", f"{product}.json"):
         augment(source)
