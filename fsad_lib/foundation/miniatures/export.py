@@ -100,10 +100,11 @@ def export_paper_layout(mini: str | Path, out: str | Path) -> dict[str, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training", type=Path, required=True, help="folder with clip/, vae/ and unet/")
+    parser.add_argument("--training", type=Path, required=True, help="folder with clip/, vae/ and unet/; what was not trained there stays as it is in --out")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    export_clip(args.training / "clip", args.out / "clip")
+    if (args.training / "clip/checkpoint.pt").exists():
+        export_clip(args.training / "clip", args.out / "clip")
     export_diffusion(args.training / "vae", args.training / "unet", args.out / "diffusion")
 
 

@@ -26,7 +26,7 @@ __all__ = [
 
 SAMPLES_PER_STEP = {
     "clip_patch16": 128, "clip": 128, "clip_more": 128, "vae": 16, "unet": 32, "unet_more": 32, "unet_inpainting": 32, "unet_inpainting_more": 32, "vae_lpips": 16,
-    "vae_anchored": 16, "vae_colours": 16, "unet_inpainting_new": 32, "vqgan": 16, "resnet18": 8, "pdn": 8,
+    "vae_anchored": 16, "vae_colours": 16, "unet_inpainting_new": 32, "unet_new": 64, "vqgan": 16, "resnet18": 8, "pdn": 8,
 }  # fmt: skip; the scripts' defaults; a log's column "batch" says otherwise
 RATE = {part: {"clip": "images_per_s", "vae": "crops_per_s", "unet": "samples_per_s", "vqgan": "images_per_s", "resnet18": "images_per_s", "pdn": "images_per_s"}[part.split("_")[0]] for part in SAMPLES_PER_STEP}
 
@@ -297,7 +297,7 @@ def _vectors(maps: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- training record
 def read_logs(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The training logs in `folder`: "clip_patch16" (what "clip" grew from), "clip", "vae", "unet", "clip_more", "unet_more" (which
-    went on from exported weights), "unet_inpainting", its "_more", its autoencoder's "vae_lpips", "vae_anchored" and "vae_colours" and its "_new" on that, "vqgan",
+    went on from exported weights), "unet_inpainting", its "_more", the VAE's "vae_lpips", "vae_anchored" and "vae_colours", both U-Nets' "_new" on that, "vqgan",
     "resnet18" and "pdn" -> one row per report, in order of steps (a part repeated after an interruption counts once). Parts without a log are left out.
 
     Raises:
@@ -363,8 +363,8 @@ def training_curves(logs: dict[str, pd.DataFrame]):
         ("clip_more", "with a teacher: image AUROC, dev", ["noun_seen", "object_seen", "noun_unseen", "object_unseen"]),
         ("unet", "U-Net: loss (v)", ["loss"]), ("unet_more", "U-Net, defects count more: loss (v)", ["loss"]), ("vae", "VAE: loss", ["loss"]),
         ("unet_inpainting", "inpainting U-Net: loss (v)", ["loss"]), ("unet_inpainting_more", "inpainting U-Net, further: loss (v)", ["loss"]),
-        ("unet_inpainting_new", "on its own VAE: loss, min-SNR", ["loss"]), ("vae", "VAE: contrast kept (section 4)", ["contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
-        ("vae_lpips", "inpainting's VAE, decoder: PSNR, dB", ["psnr"]), ("vae_anchored", "its encoder, too: PSNR, dB", ["psnr"]), ("vae_colours", "other colours: PSNR, dB", ["psnr"]), ("vqgan", "VQGAN: losses", ["absolute", "perceptual", "discriminator"]),
+        ("unet_inpainting_new", "on the new latents: loss, min-SNR", ["loss"]), ("unet_new", "U-Net, on the new latents: loss", ["loss"]), ("vae", "VAE: contrast kept (section 4)", ["contrast_projected"]), ("vae", "VAE: PSNR, dB", ["psnr"]),
+        ("vae_lpips", "VAE, decoder with LPIPS: PSNR, dB", ["psnr"]), ("vae_anchored", "VAE, its encoder, too: PSNR, dB", ["psnr"]), ("vae_colours", "VAE, other colours: PSNR, dB", ["psnr"]), ("vqgan", "VQGAN: losses", ["absolute", "perceptual", "discriminator"]),
         ("vqgan", "VQGAN: PSNR, dB", ["psnr", "psnr_without_codes"]), ("vqgan", "VQGAN: perplexity of the codes", ["perplexity"]),
         ("resnet18", "ResNet-18, a student: loss", ["loss"]), ("pdn", "patch network, a student: loss", ["loss"]),
     ]  # fmt: skip
