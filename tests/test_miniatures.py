@@ -391,7 +391,7 @@ def test_both_diffusion_models_have_one_autoencoder_and_it_keeps_looks_and_colou
     blurred = F.interpolate(F.avg_pool2d(scenes.good, 2), scale_factor=2, mode="bilinear")  # twice as coarse, and no coarser than the latents
     assert (lpips.distance(back, scenes.good) < 0.7 * lpips.distance(blurred, scenes.good)).all()
     chroma = train_vae.chroma(scenes.good)
-    assert (train_vae.chroma(back) - chroma).square().mean() < 0.05 * (chroma - chroma.mean((2, 3), keepdim=True)).square().mean()
+    assert (train_vae.chroma(back) - chroma).square().mean() < 0.1 * (chroma - chroma.mean((2, 3), keepdim=True)).square().mean(), "nine tenths of the colours' variance"
 
 
 # ---------------------------------------------------------------------------------------------------------------- inspect
