@@ -178,7 +178,7 @@ def test_training_resumes_and_exports(pool, tmp_path, monkeypatch):
     with torch.no_grad():
         shipped.vae.encoder.conv_in.weight.add_(1.0)
     shipped.vae.save_pretrained(mini / "inpainting/vae")
-    assert torch.equal(t.load_start(mini, "cpu", [16, 24]).vae.encoder.conv_in.weight, shipped.vae.encoder.conv_in.weight), "its own autoencoder, once there is one"
+    assert torch.equal(t.load_start(mini, "cpu", [16, 24]).vae.encoder.conv_in.weight, shipped.vae.encoder.conv_in.weight), "the autoencoder of inpainting/, once there is one"
     train(tmp_path / "a", "--export")
     kept = load_inpainting(mini / "inpainting", clip=tiny_models.clip()).vae.encoder.conv_in.weight
     assert torch.equal(kept, shipped.vae.encoder.conv_in.weight), "an export of the U-Net leaves it alone"

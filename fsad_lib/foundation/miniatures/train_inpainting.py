@@ -8,7 +8,7 @@ photograph; in every fourth sample the defective twin's, so that a defect that r
 sample ever shows a defect where the answer is the good pixel: to remove what it sees is not taught, only to paint what is normal.
 Cells that are not repainted count little: the answer stands in the input. Painting into a given picture is easier than drawing one, so half
 of the text-to-image model's numbers do; whatever has the same shape there is copied (the fine levels), the rest starts at random. The
-autoencoder is the inpainting model's own where --mini has one (train_vae makes it), else the text-to-image model's. Every tenth
+autoencoder is that of --mini's inpainting/ where there is one, else that of diffusion/; in the shipped miniatures they are the same. Every tenth
 caption is dropped, for classifier-free guidance. What is kept is the moving average of the weights. Resumable: run the same command again.
 `--device cuda` is all that a GPU needs.
 """
@@ -218,7 +218,7 @@ def masked_loss(model: Inpainting, z, text, t, eps, m_z, z_masked, outside: floa
 
 
 def load_start(mini: Path, device: str, channels: Sequence[int] | None = CHANNELS) -> Inpainting:
-    """The inpainting twin of the text-to-image U-Net, see `nine_channels`, with the inpainting model's own autoencoder where there is one."""
+    """The inpainting twin of the text-to-image U-Net, see `nine_channels`, with the autoencoder of inpainting/ where there is one."""
     d = load_diffusion(mini / "diffusion", load_clip(mini / "clip"), device)
     if (own := mini / "inpainting/vae").is_dir():
         d.vae = AutoencoderKL.from_pretrained(own, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
