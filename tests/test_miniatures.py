@@ -354,6 +354,14 @@ def test_train_export_and_load_the_whole_chain(scripts, tmp_path, capsys):
         for name, value in load_file(path).items():
             torch.testing.assert_close(value, old[name], atol=1e-3, rtol=1e-2, msg=f"{path.name} {name}")
 
+    # What was not trained stays to the last byte.
+    shutil.rmtree(tmp_path / "more/clip")
+    shipped = (tmp_path / "mini/clip/open_clip_model.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export", "--training", str(tmp_path / "more"), "--out", str(tmp_path / "mini")])
+        export.main()
+    assert (tmp_path / "mini/clip/open_clip_model.safetensors").read_bytes() == shipped
+
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(scripts, tmp_path, monkeypatch, capsys):
     words = ("--steps", 100, "--pairs", 2, "--every", 50, "--freeze-text-at", 100)

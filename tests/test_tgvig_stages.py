@@ -1,6 +1,7 @@
 """TGVIG's stages end to end on tiny random models: products, arms and their controls, resumption, what shares what."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import lessons
@@ -359,12 +360,15 @@ def test_mvtec_locos_regions_at_the_maps_size(tmp_path):
 
 
 # ---------------------------------------------------------------- what belongs to what
-def test_runs_that_differ_in_their_detectors_share_their_images(project):
-    def run(overrides, stage="42_evaluate"):
-        return runs.open_run(
-            stage, "tgvig", profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts"), overrides=overrides
-        )
+def overridden(project, overrides, stage="42_evaluate"):
+    """A run of the profile as it is, but for these overrides."""
+    return runs.open_run(
+        stage, "tgvig", profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts"), overrides=overrides
+    )
 
+
+def test_runs_that_differ_in_their_detectors_share_their_images(project):
+    run = partial(overridden, project)
     plain = run("", "22_synthesize")
     other = run("baselines.names=[cflow],baseline_backbone.image_size=64")
     assert stages.source_run(other).path == plain.path and stages.source_run(other).fingerprint == plain.fingerprint
@@ -376,11 +380,7 @@ def test_runs_that_differ_in_their_detectors_share_their_images(project):
 
 
 def test_runs_that_judge_other_images_share_their_detectors(project):
-    def run(overrides, stage="42_evaluate"):
-        return runs.open_run(
-            stage, "tgvig", profile="mini", dataset="folder", category="gear", shots=2, seed=0, data_root=str(project / "parts"), overrides=overrides
-        )
-
+    run = partial(overridden, project)
     plain, fewer = run("", "32_augment"), run("baselines.test_images=2,winclip.tau=0.5")
     assert stages.trained_run(fewer).path == plain.path and stages.trained_run(fewer).fingerprint == plain.fingerprint
     assert fewer.fingerprint != run("").fingerprint, "what is judged is another result"

@@ -406,16 +406,15 @@ def sections(method: str, profile: "Profile | None" = None, stage: str = "") -> 
     """
     if method == "anomalysd":
         own_text_encoder = profile is not None and profile.name == "paper"
-        return tuple(section for section in ANOMALYSD_SECTIONS[own_text_encoder:] if concerns(section, method, stage))
-    if method != "tgvig":
-        return MODEL_SECTIONS
-    found = ["vqgan", "tgvig_clip", "perceptual", "inception"]
-    if profile is None or "diffusion" in profile.tgvig.rivals:
-        found += ["clip", "diffusion"]
-    if stage != "22_synthesize":
-        names = DETECTORS if profile is None else profile.baselines.names
-        found += [*dict.fromkeys(section for name in names for section in DETECTORS[name]), "outside"]
-    return tuple(found)
+        found = ANOMALYSD_SECTIONS[own_text_encoder:]
+    elif method == "tgvig":
+        rivals = profile is None or "diffusion" in profile.tgvig.rivals
+        baselines = DETECTORS if profile is None else profile.baselines.names
+        found = ("vqgan", "tgvig_clip", "perceptual", "inception", *(("clip", "diffusion") if rivals else ()))
+        found += (*dict.fromkeys(section for name in baselines for section in DETECTORS[name]), "outside")
+    else:
+        found = MODEL_SECTIONS
+    return tuple(section for section in found if concerns(section, method, stage))
 
 
 def names() -> list[str]:
