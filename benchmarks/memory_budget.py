@@ -24,11 +24,13 @@ from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from fsad_lib.anomalysd.detector import AnomalySD, Category, Cost, Settings  # noqa: E402
+from fsad_lib.datasets import mvtec_ad, visa  # noqa: E402
 from fsad_lib.foundation.diffusion import count_steps  # noqa: E402
 from fsad_lib.profiles import load_profile  # noqa: E402
 
-IMAGES, SPEED = 1725, 100e12
-"""MVTec AD's test images, operations per second assumed."""
+SPEED = 100e12
+"""Operations per second assumed."""
+IMAGES = {"MVTec AD": mvtec_ad.COUNTS, "VisA": visa.COUNTS}
 
 
 def cost(image_size: int = 512) -> Cost:
@@ -98,8 +100,11 @@ def main() -> None:
     print(f"{unet / 1e12:.2f} TFLOP a U-Net evaluation, {encoding / 1e12:.2f} an encoding, {decoding / 1e12:.2f} a decoding")
     print(
         f"an image: {work.passes} passes, {work.unet} evaluations, {work.encodings} encodings, {work.decodings} decodings: {work.unet * unet / 1e15:.2f} + {vae / 1e15:.2f} PFLOP, "
-        f"{seconds:.0f} s at {SPEED / 1e12:.0f} TFLOP/s; MVTec AD's {IMAGES} test images: {IMAGES * seconds / 3600:.0f} hours"
+        f"{seconds:.0f} s at {SPEED / 1e12:.0f} TFLOP/s"
     )
+    for name, counts in IMAGES.items():
+        images = sum(good + bad for _, good, bad in counts.values())
+        print(f"{name}'s {images:,} test images: {images * seconds / 3600:.0f} hours")
 
 
 if __name__ == "__main__":

@@ -728,7 +728,8 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
     """What :func:`full` runs, as arguments of :func:`grid`: all MiniFab evaluation products, ELPV mono and poly (in ``paper``: the paper's
     data sets), seeds 0 to 2, at the paper's numbers of shots; then, at 1 shot, what each part of AnomalySD and TGVIG is worth.
 
-    In ``mini``, TGVIG's trained detectors run on one object and one texture, for they take minutes each.
+    In ``mini``, TGVIG's trained detectors run on one object and one texture, for they take minutes each, and so does PatchCore with all training
+    images, with one seed.
     """
     if method not in STAGES:
         raise FsadError(f"Unknown method {method!r}; the methods are {', '.join(STAGES)}.")
@@ -745,6 +746,7 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
         from fsad_lib.tables.anomalysd import ablation_overrides
 
         return [several((1, 2, 4, 16)), *(several((1,), overrides=text) for text in ablation_overrides(profile))]
+    from fsad_lib.datasets.minifab import TRAIN_GOOD
     from fsad_lib.tables import tgvig
 
     few = [("minifab", "gear"), ("minifab", "wood")] if small else pairs
@@ -753,7 +755,9 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
     plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides(profile)]
     plans += [several((1,), [p for p in pairs if p[0] != "elpv"], overrides=text) for text in tgvig.MEMORIES[profile].values() if text]
     plans.append(several((1,), few, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
-    if not small:
+    if small:
+        plans.append(several((TRAIN_GOOD,), few) | {"seeds": (0,)})
+    else:
         plans += [several((k,), some, overrides=text) for k, some in all_images(pairs).items() for text in ("", *trained)]
     return plans
 

@@ -67,6 +67,9 @@ def test_a_metric_that_a_data_set_does_not_have_fills_no_rows(tmp_path):
     shown = t.show_main(t.main_table(tmp_path))
     metrics = {unit: set(block.Metric) for unit, block in shown.groupby("Data set")}
     assert metrics["ELPV mono"] == {"image AUROC"} and metrics["MiniFab"] == metrics["VisA"] == set(t.METRICS.values())
+    parts = t.show_ablations(t.ablations(tmp_path)).set_index(["Data set", "Method"])
+    assert parts.loc[("ELPV mono", "without prompt"), ["image AUROC", "pixel AUROC", "AUPRO"]].tolist() == ["not run", "–", "–"]
+    assert parts.loc[("MiniFab", "without prompt"), "pixel AUROC"] == "not run"
 
 
 def test_what_repainting_adds_is_told_from_what_the_mask_adds(tmp_path):

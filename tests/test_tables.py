@@ -215,6 +215,39 @@ def test_a_verdict_on_one_category_needs_every_seed(tmp_path):
     assert (_judge_gain(block, claim, [4])[1], _judge_not_better(block, claim, [4])[1]) == ("yes", "no")
 
 
+def trend(few, many):
+    """A block of one category whose difference at 2 and 16 shots is that of each seed."""
+    gaps = {2: pd.Series(few, dtype=float), 16: pd.Series(many, dtype=float)}
+    of = {k: {"mean": s.mean(), "low": float("nan"), "per_category": pd.Series([s.mean()], ["mono"]), "per_seed": s} for k, s in gaps.items()}
+    return SimpleNamespace(gap=lambda k, *_: of[k])
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "widens", "closes"),
+    [
+        ([-3, -2, -1], [1, 1, 1], "yes, no interval", "yes, no interval"),
+        ([-1, -2, -9], [1, 1, -10], "unclear", "unclear"),  # the mean rises, one seed falls
+        ([3, 2, 1], [4, 5, 6], "yes, no interval", "no"),  # ahead from the start: nothing to catch up with
+        ([-1, -1, -1], [-2, -3, -4], "no, no interval", "no, no interval"),
+    ],
+)
+def test_a_trend_on_one_category_needs_every_seed(few, many, widens, closes):
+    from fsad_lib.tables._claims import _judge_widens
+
+    found = [_judge_widens(trend(few, many), SimpleNamespace(kind=kind, left="adp", right="adp_l"), [2, 16])[1] for kind in ("widens", "closes")]
+    assert found == [widens, closes]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [([1, 2], ("better in 1 of 1 categories", "yes")), ([0, 0], ("better in 0 of 1 categories", "no")), ([-1, 5], ("better with 1 of 2 seeds", "unclear"))],
+)
+def test_better_is_more_than_equal_and_needs_every_seed_of_one_category(seeds, expected):
+    from fsad_lib.tables._claims import _judge_each
+
+    assert _judge_each(trend(seeds, seeds), SimpleNamespace(left="adp", right="adp_l"), [16]) == expected
+
+
 def test_a_few_runs_never_replace_the_rows_of_a_grid(tmp_path):
     for seed in range(2):
         fake_run(tmp_path, "elpv", "mono", 4, seed, groups=False)

@@ -178,6 +178,9 @@ def test_table1_leaves_the_closed_generators_to_the_user(tmp_path):
     assert found.image_auroc_reported.isna().all(), "a miniature's number never stands beside the paper's"
     text = t.show_table1(t.table1(tmp_path)).set_index("Method")
     assert text.loc["DALL-E", "Detection: Ours"].startswith("your own image") and text.loc["Ours", "Detection: Ours"] == "70.0"
+    alone = 100 * arms["shots"]
+    assert text.loc["Ours", "Detection: gain, points"] == f"{70 - alone:+.1f}" and text.loc["Ours", "Detection: relative, %"] == f"{100 * (70 / alone - 1):+.1f}"
+    assert text.loc["Original image alone", "Detection: gain, points"] == text.loc["DALL-E", "Detection: relative, %"] == "–"
     assert "vqgan_clip_caption" in t.table1_overrides("paper") and "caption" not in t.table1_overrides("mini")
     assert load_profile("mini", t.table1_overrides("mini", "/somewhere")).outside.checkpoint == "/somewhere"
 
@@ -282,11 +285,19 @@ def test_a_loss_is_no_gain_that_shrinks_and_a_fall_no_saturation(tmp_path):
     assert found.Holds["fewer_more"] == "no gain" and found.Holds["saturation"] == "no, no interval"
 
 
+def test_shots_are_compared_on_the_same_products_and_two_products_decide_nothing(tmp_path):
+    fake(tmp_path, "minifab", gain=0.1), fake(tmp_path, "minifab", shots=5, gain=0.05, categories=["gear", "wood"])
+    found = t.claims(tmp_path).set_index("id")
+    assert found.Ours["fewer_more"].endswith("(2 of 8 products)") and found.Holds["general"] == "unclear in what was run"
+    five = [text for text in found.Ours["general"].split("; ") if "5 shots" in text]
+    assert five and all(text.endswith("(2 of 8 products)") for text in five)
+
+
 def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     names = {path.relative_to(tmp_path).as_posix() for path in t.write_all()}
     assert {"data/results/tgvig_mini.csv", "data/results/tgvig_quality_mini.csv"} <= names
-    wanted = ("gains", "gains_reported", "convergence", "table1", "table2", "table3", "memory", "table4", "per_class", "per_category", "claims", "own_choices")
+    wanted = ("gains", "gains_reported", "convergence", "table1", "table2", "table3", "table3_pixel", "memory", "table4", "per_class", "per_category", "claims", "own_choices")
     assert {f"figures/tgvig_{n}.{e}" for n in wanted for e in ("csv", "md", "tex")} <= names
     text = (tmp_path / "figures/tgvig_table1.md").read_text()
     assert "93.3" in text and "not run" in text and "your own image" in text
@@ -387,7 +398,7 @@ def test_the_cost_plan_counts_the_grids_cells():
     trained = {}
     for name in ("cflow", "efficientad", "reverse_distillation"):
         trained[name] = counted.pop(t.baseline_overrides(name))
-    expected = [counted["1"], counted["5"], *trained.values(), counted["variants"], counted["memories"], counted["table1"]]
+    expected = [counted["1"], counted["5"], *trained.values(), counted["variants"], counted["memories"], counted["table1"], counted["40"]]
     text = (project_root() / "fsad_lib/tgvig/README.md").read_text().split("## What a grid costs")[1].split("## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if re.match(r"\| .*\d", line)]
     *parts, total = rows

@@ -19,9 +19,10 @@ from fsad_lib.tables._text import interval, number, verdict
 
 RULES = {
     "gain": "the difference is above 0, and so is its whole 95 % interval and, where there is one category, every seed's difference",
-    "widens": "the difference at the most shots exceeds the one at the fewest, interval above 0",
+    "widens": "the difference at the most shots exceeds the one at the fewest, interval above 0; where there is one category, with every seed, and no interval",
+    "closes": "the difference is below 0 at the fewest shots and exceeds that at the most, judged as one that widens",
     "order": "each step of the order is above 0 with its whole interval",
-    "each": "at least as good in every category",
+    "each": "better in every category; where there is one category, with every seed",
     "no_drop": "the difference is not below 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
     "not_better": "the difference is not above 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
     "level": "within two reported standard deviations",
@@ -30,7 +31,7 @@ RULES = {
 }
 CHANCE = 50.0  # percent: the image AUROC of a coin
 BELOW_CHANCE = {"no_drop": "not judged: below chance", "not_better": "not judged: below chance"} | dict.fromkeys(
-    ("gain", "widens", "order", "each"), "no: below chance"
+    ("gain", "widens", "closes", "order", "each"), "no: below chance"
 )
 """What a "yes" becomes where the method that the claim speaks for ranks the images no better than a coin: being less wrong than
 another is no gain, and "no worse than another" says nothing there."""
@@ -59,8 +60,11 @@ def _judge_widens(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     few, many = min(gaps), max(gaps)
     text = ", ".join(f"{k} shots {gap['mean']:+.1f}" for k, gap in gaps.items())
     change = (gaps[many]["per_category"] - gaps[few]["per_category"]).dropna()
+    if claim.kind == "closes" and gaps[few]["mean"] >= 0:
+        return text, "no"  # nothing to catch up with
     if len(change) < 2:
-        return text, ("yes, no interval" if change.mean() > 0 else "no, no interval")
+        seeds = gaps[many]["per_seed"] - gaps[few]["per_seed"]
+        return text, "yes, no interval" if (seeds > 0).all() else "no, no interval" if (seeds < 0).all() else "unclear"
     mean, low, high = bootstrap_categories(change)
     return text, verdict({"mean": mean, "low": low, "high": high})
 
@@ -85,9 +89,10 @@ def _judge_each(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     gap = _gaps(block, claim.left, claim.right, shots).get(shots[0])
     if gap is None:
         return NOT_RUN, NOT_RUN
-    better = int((gap["per_category"] >= 0).sum())
-    total = len(gap["per_category"])
-    return f"at least as good in {better} of {total} categories", "yes" if better == total else "no"
+    better, seeds = gap["per_category"] > 0, gap.get("per_seed")
+    if seeds is not None and (seeds > 0).any() and not (seeds > 0).all():
+        return f"better with {(seeds > 0).sum()} of {len(seeds)} seeds", "unclear"
+    return f"better in {better.sum()} of {len(better)} categories", "yes" if better.all() else "no"
 
 
 def _judge_no_drop(block: Block, claim, shots: list[int]) -> tuple[str, str]:
@@ -125,7 +130,7 @@ def _judge_level(block: Block, claim, shots: list[int]) -> tuple[str, str]:
 
 
 _JUDGES: dict[str, Callable] = {
-    "gain": _judge_gain, "widens": _judge_widens, "order": _judge_order, "each": _judge_each,
+    "gain": _judge_gain, "widens": _judge_widens, "closes": _judge_widens, "order": _judge_order, "each": _judge_each,
     "no_drop": _judge_no_drop, "not_better": _judge_not_better, "level": _judge_level,
 }  # fmt: skip
 
@@ -144,7 +149,7 @@ def _against_chance(block: Block, claim, shots: list[int], holds: str) -> str:
     """The verdict, unless it is a "yes" for a method whose mean image AUROC (of a trend: at the most shots) does not exceed 50 %."""
     if claim.kind not in BELOW_CHANCE or not holds.startswith("yes"):
         return holds
-    at = max(shots) if claim.kind == "widens" else shots[0]
+    at = max(shots) if claim.kind in ("widens", "closes") else shots[0]
     level = block.mean(at, claim.left.split(";")[-1])["mean"]
     return holds if level > CHANCE else BELOW_CHANCE[claim.kind]
 

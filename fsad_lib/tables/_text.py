@@ -15,6 +15,8 @@ from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
 from fsad_lib.tables._rows import CELL, COLUMNS, NONE, NOT_RUN, read_csv
 
+MINI_NOTE = "Profile mini: miniature models. Its numbers cannot be compared with a paper's."
+
 
 def number(mean: float, std: float = np.nan, n: int | None = None) -> str:
     """Mean, standard deviation and number of seeds, to one place.
@@ -276,6 +278,12 @@ def write_table(
 
 
 def _standard_notes(table: pd.DataFrame) -> list[str]:
+    if "c_a - c_n, points" in table:
+        return [
+            "Points: percent points of image AUROC with the 95 % interval over categories (seeds averaged first), or over images where there is one category, "
+            'which says nothing of other seeds. The control, the untrained word "object", stands in Table 2 and beside the claims.',
+            *([MINI_NOTE] if (table.Profile == "mini").any() else []),
+        ]
     if "key" not in table:
         return []
     notes = ["Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets."]
@@ -292,5 +300,5 @@ def _standard_notes(table: pd.DataFrame) -> list[str]:
         pairs = table[["data_set", "protocol"]].drop_duplicates().itertuples(index=False)
         notes.append("Protocol: " + "; ".join(f"{unit}: {protocol}" for unit, protocol in pairs if protocol) + ".")
     if "profile" in table and (table.profile == "mini").any():
-        notes.append("Profile mini: miniature models. Its numbers cannot be compared with a paper's.")
+        notes.append(MINI_NOTE)
     return notes

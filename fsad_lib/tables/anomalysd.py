@@ -27,7 +27,7 @@ from fsad_lib.tables._rows import (
     units,
     wins_of,
 )
-from fsad_lib.tables._text import cell_text, interval, number, verdict, write_rows, write_table
+from fsad_lib.tables._text import MINI_NOTE, cell_text, interval, number, verdict, write_rows, write_table
 
 __all__ = [
     "ABLATIONS", "CONTRIBUTIONS", "LAMBDAS", "METRICS", "NAMES", "ROWS", "SHOTS", "ablation_overrides", "ablations", "all_rows", "compare", "context", "contributions",
@@ -275,13 +275,15 @@ def show_contributions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_ablations(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`ablations` for reading: one row per data set and variant, for each metric the value and the gap to the whole method."""
+    """:func:`ablations` for reading: one row per data set and variant, for each metric that the data set has the value and the gap to the whole method."""
+    table = table.assign(text=[cell_text(row) for row in table.itertuples()])
+    lacking = table.groupby(["data_set", "profile", "metric"]).text.transform(lambda text: set(text) == {NONE, NOT_RUN})  # what was run lacks it: no masks
     records = []
-    for (unit, profile, variant), block in table.groupby(["data_set", "profile", "variant"], sort=False):
+    for (unit, profile, variant), block in table.assign(text=table.text.mask(lacking, NONE)).groupby(["data_set", "profile", "variant"], sort=False):
         record = {"Data set": unit, "Profile": profile, "Method": variant}
         for row in block.itertuples():
             gap = {"mean": row.gap, "low": row.gap_low, "high": row.gap_high}
-            record[METRICS[row.metric]] = cell_text(row)
+            record[METRICS[row.metric]] = row.text
             record[f"{METRICS[row.metric]}: change"] = NONE if pd.isna(row.gap) else interval(gap)
         records.append(record)
     return pd.DataFrame(records)
@@ -414,7 +416,7 @@ def write_all(root: str | Path | None = None, profile: str = "mini", shots: int 
         "Image AUROC alone: a data set without masks. –: nothing reported.",
         "Sources of the reported values: data/reported/anomalysd_main.csv. They stand at \"category given\"; which protocol the paper used is not known from the sources at hand.",
         *(f"{r.data_set}, {r.shots} shot{'s' if r.shots > 1 else ''}, {METRICS[r.metric]}: {r.note}." for r in main[main.note != ""].itertuples()),
-        "Profile mini: miniature models. Its numbers cannot be compared with a paper's.",
+        MINI_NOTE,
     ]  # fmt: skip
     over = "with the 95 % interval over categories (seeds averaged first), or over images where there is one category, which says nothing of other seeds"
     change = f"Change: variant minus whole method, percent points, {over}."

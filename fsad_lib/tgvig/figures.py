@@ -55,8 +55,8 @@ CAPTIONS = {
     "figure4_classes": "**Figure 4, bottom.** The same gain for each product, 1 shot, without an interval. The paper shows the five classes that gain most; here no product is chosen.",
     "figure5_objects_textures": "**Figure 5.** Objects and textures apart, PatchCore, detection and segmentation: means over products and seeds, 95 % intervals over products, each of one arm by itself: "
     "bars that overlap decide no comparison (Figure 4 has the paired gains). In the profile paper on BTAD's first two products, as there.",
-    "figure6_logical_structural": "**Figure 6.** Logical defects (a part is missing, wrong or swapped) and structural ones apart, each against all good images, PatchCore, detection and "
-    "segmentation: means over the products that have both kinds, 95 % intervals over products, each of one arm by itself: bars that overlap decide no comparison.",
+    "figure6_logical_structural": "**Figure 6.** Logical defects (a part is missing or swapped, or the number of parts is wrong) and structural ones apart, each against all good images, PatchCore, detection and "
+    "segmentation: means over the products that have both kinds, 95 % intervals over products, each of one arm by itself: bars that overlap decide no comparison. The paper's maps of single images below its plots have no counterpart here; notebook 42 shows maps.",
     "figure7_prompts": "**Figure 7, top.** Every candidate prompt's cosine to the object's name (left) and to the shot (right), sorted. Only the right one chooses the best prompt.",
     "figure7_images": "**Figure 7, bottom.** The shot and the sets of images that each prompt chose, with the iteration that it chose; equal iterations are equal images.",
     "figure8_similarity": "**Figure 8.** The cosine between the generated set and the best prompt over the integrator's iterations; the chosen iteration is marked. "

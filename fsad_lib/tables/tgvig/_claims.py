@@ -39,22 +39,24 @@ def _judge_general(root, profile, rows, dataset, setting) -> tuple[str, str]:
                 gap = paired_gap(block, "generated", control)
                 if pd.isna(gap["mean"]):
                     continue
-                says = verdict(gap)
-                says = says if says in ("yes", "no") else "unclear"  # no interval, no verdict
-                worst, partly = min(worst, says, key=["no", "unclear", "yes"].index), partly or len(gap["per_category"]) < expected
-                texts.append(f"{label}, {words(of)}, over {control}: {interval(gap)}")
+                says, products = verdict(gap), len(gap["per_category"])
+                says = says if says in ("yes", "no") and products > 2 else "unclear"  # no interval, no verdict; of two products it is their range
+                worst, partly = min(worst, says, key=["no", "unclear", "yes"].index), partly or products < expected
+                texts.append(f"{label}, {words(of)}, over {control}: {interval(gap)}" + (f" ({products} of {expected} products)" if products < expected else ""))
     missing = len(SETTINGS) * len(BASELINES) * len(CONTROLS) - len(texts)
     whole = (not missing and not partly) or worst == "no"
     return ("; ".join(texts), worst if whole else f"{worst} in what was run") if texts else (NOT_RUN, NOT_RUN)
 
 
 def _judge_fewer(root, profile, rows, dataset, setting) -> tuple[str, str]:
-    found = {of: paired_gap(rows[(rows.setting == of) & (rows.method == "patchcore") & (rows.group == "all")], "generated", "shots")["mean"] for of in SETTINGS}
-    have = {of: v for of, v in found.items() if pd.notna(v)}
-    if len(have) < 2:
+    rows = rows[(rows.method == "patchcore") & (rows.group == "all")]
+    found = {of: paired_gap(rows[rows.setting == of], "generated", "shots")["per_category"] for of in SETTINGS}
+    have = pd.DataFrame({of: v for of, v in found.items() if len(v)}).dropna()  # the products that every number of shots has
+    if have.shape[1] < 2 or have.empty:
         return NOT_RUN, NOT_RUN
-    values = list(have.values())
-    text = "PatchCore: " + ", ".join(f"{words(of)} {v:+.1f}" for of, v in have.items())
+    values, expected = have.mean().tolist(), len(expected_categories(dataset) or have)
+    text = "PatchCore: " + ", ".join(f"{words(of)} {v:+.1f}" for of, v in have.mean().items())
+    text += f" ({len(have)} of {expected} products)" if len(have) < expected else ""
     if max(values) <= 0:
         return text, "no gain"
     return text, "yes, no interval" if values == sorted(values, reverse=True) else "no, no interval"

@@ -41,7 +41,8 @@ def table1(root: str | Path | None = None, profile: str = "mini") -> pd.DataFram
 
 
 def show_table1(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`table1` for reading: Reported | Ours of detection and segmentation."""
+    """:func:`table1` for reading: Reported | Ours of detection and segmentation, and what the further image gains over the original alone, in points and
+    in percent of it."""
     out = pd.DataFrame({"Data set": table.data_set, "Profile": table.profile, "Method": table.method})
     for metric, name in (("image_auroc", "Detection"), ("pixel_auroc", "Segmentation")):
         if table[f"{metric}_reported"].notna().any():
@@ -50,6 +51,12 @@ def show_table1(table: pd.DataFrame) -> pd.DataFrame:
             number(v) if pd.notna(v) else "your own image: outside.checkpoint" if label in ("Web image", "Midjourney", "DALL-E") else NOT_RUN
             for v, label in zip(table[f"{metric}_ours"], table.method, strict=True)
         ]
+        alone = table.groupby(["data_set", "profile"], sort=False)[f"{metric}_ours"].transform("first")  # the original's own row
+        gain = table[f"{metric}_ours"] - alone
+        gain = gain.mask(table.index.isin(table.groupby(["data_set", "profile"]).head(1).index))
+        if gain.notna().any():
+            out[f"{name}: gain, points"] = [NONE if pd.isna(v) else f"{v:+.1f}" for v in gain]
+            out[f"{name}: relative, %"] = [NONE if pd.isna(v) else f"{v:+.1f}" for v in 100 * gain / alone]
     return out.assign(Products=table["products"], Seeds=table.seeds)
 
 
