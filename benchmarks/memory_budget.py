@@ -1,6 +1,8 @@
-"""What AnomalySD needs with Stable Diffusion 1.5 inpainting at 512 pixels, memory and work, computed without a GPU and without allocating it.
+"""What AnomalySD needs with Stable Diffusion 1.5 inpainting at 512 pixels, or TGVIG's integrator with the ImageNet VQGAN, memory and work, computed
+without a GPU and without allocating it.
 
     python benchmarks/memory_budget.py
+    python benchmarks/memory_budget.py --method tgvig
 
 Tensors are fake (shapes without numbers); PyTorch's tracker adds up what two training steps would hold at their peak: batch 1, AdamW in
 float32 parameter by parameter (as on a CPU) or on all of them at once (``foreach``, as on a GPU), autocast to bfloat16, with and without gradient
@@ -12,20 +14,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from paper_sizes import UNET_15, _unet, _vae  # noqa: E402
+from paper_sizes import UNET_15, _clip, _unet, _vae, _vqgan  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_map_only  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from fsad_lib.anomalysd.detector import AnomalySD, Category, Cost, Settings  # noqa: E402
 from fsad_lib.datasets import mvtec_ad, visa  # noqa: E402
 from fsad_lib.foundation.diffusion import count_steps  # noqa: E402
+from fsad_lib.foundation.vqgan import VQGAN, PatchDiscriminator, VggLpips  # noqa: E402
 from fsad_lib.profiles import load_profile  # noqa: E402
 
 SPEED = 100e12
@@ -83,11 +91,88 @@ def vae_flops(image_size: int = 512) -> tuple[int, int]:
     return found[0], found[1]
 
 
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and their peak: what is held at the beginning, and every output while it lives. MemTracker counts by kind, and
+    takes no module that is called twice in a step, as a discriminator is."""
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.now, self.seen = 0, weakref.WeakSet()
+        for tensor in held:
+            self._add(tensor)
+        self.peak = self.now
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.seen:
+            self.seen.add(storage)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._add, out)
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def iteration(augmented: int, images: int, checkpointing: bool, side: int = 256, make=_vqgan, clip: str | None = "ViT-B-16") -> tuple[float, float]:
+    """GiB at the peak of one iteration of TGVIG's integrator from one original (``tgvig/integrator.py``), and its floating-point operations. Left out are
+    the adaptive weight's two gradients, a thousandth of the work, and the augmentations.
+
+    Args:
+        augmented, images: N and M. side: of the images. make: the VQGAN's model. clip: open_clip's name of the model that scores; None: none does.
+    """
+    with FakeTensorMode():
+        vqgan = VQGAN(make(), PatchDiscriminator(), VggLpips())
+        for part in (vqgan.model.encoder, vqgan.model.decoder) if checkpointing else ():
+            part.gradient_checkpointing, part._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
+        parts = [vqgan.model, vqgan.discriminator]
+        optimizers = [torch.optim.Adam(part.requires_grad_().parameters(), lr=1e-5) for part in parts]
+        judge = _clip(clip)() if clip else None
+        x = torch.rand(augmented, 3, side, side)
+
+        def step() -> None:
+            z = vqgan.model.encode(2 * x - 1).latents  # not vqgan.encode(), which looks at the numbers first
+            codes = vqgan.model.quantize(z)[0]
+            made, x_hat = (vqgan.model.decode(h, force_not_quantize=True).sample / 2 + 0.5 for h in (codes[:1].expand(images, -1, -1, -1), codes))
+            loss = (made - x[:1]).square().mean() + (x_hat - x).abs().mean() + vqgan.perceptual.distance(x, x_hat).mean()
+            (loss + (codes - z).square().mean() - vqgan.discriminator(x_hat).mean()).backward()
+            (vqgan.discriminator(x_hat.detach()).mean() - vqgan.discriminator(x).mean()).backward()
+            if judge:
+                with torch.no_grad():
+                    judge.encode_image(torch.rand(images, 3, 224, 224))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        step()  # Adam's state exists from the second step on
+        held = [t for part in [*parts, vqgan.perceptual, *([judge] if judge else [])] for t in part.state_dict().values()]
+        held += [t for optimizer in optimizers for state in optimizer.state.values() for t in state.values()]
+        with Live(held) as live, FlopCounterMode(display=False) as counter:
+            step()
+    return live.peak / 2**30, counter.get_total_flops()
+
+
+def tgvig() -> None:
+    q = load_profile("paper").tgvig
+    for augmented, images in ((4, 4), (q.augmented, q.images)):
+        for checkpointing in (False, True):
+            peaked, work = iteration(augmented, images, checkpointing)
+            print(f"{augmented} augmented, {images} generated, gradient checkpointing {'on' if checkpointing else 'off'}: {peaked:.1f} GiB, {work / 1e12:.1f} TFLOP an iteration", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--method", choices=("anomalysd", "tgvig"), default="anomalysd")
     args = parser.parse_args()
+    if args.method == "tgvig":
+        return tgvig()
     for foreach in (False, True):
         for checkpointing in (True, False):
             found = peak(checkpointing, args.image_size // 8, args.batch_size, foreach=foreach)

@@ -105,6 +105,38 @@ def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
     assert budget.cost() == (passes, passes * 20 * 2, passes + 1, passes), "20 steps of 50, with guidance; a twin for every mask"
 
 
+def test_tgvig_s_iteration_grows_with_both_numbers_of_images(monkeypatch):
+    from diffusers import VQModel
+
+    monkeypatch.syspath_prepend(FOLDER)
+    budget = load("memory_budget")
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+
+    def cost(augmented, images, checkpointing=False, side=64):
+        return budget.iteration(augmented, images, checkpointing, side, lambda: VQModel(block_out_channels=(8, 8), norm_num_groups=4, **blocks), clip=None)
+
+    few, augmented, images = cost(2, 2), cost(4, 2), cost(2, 4)
+    weights = 4 * sum(p.numel() for part in (budget.VggLpips(), budget.PatchDiscriminator()) for p in part.parameters()) / 2**30
+    assert few[0] > weights and few[1] < images[1] < augmented[1], "an augmented image is encoded and judged, too"
+    assert few[0] < augmented[0] and cost(2, 2, side=128)[0] > few[0]
+    assert cost(2, 2, True)[1] > few[1], "activations are computed twice"
+
+
+def test_live_counts_a_tensor_while_it_lives(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    budget, held = load("memory_budget"), torch.zeros(100)
+    with budget.Live([held, held]) as live:
+        assert live.now == 400
+        x = torch.ones(1000)
+        view = x[:10]
+        assert live.now == 4400
+        del x
+        assert live.now == 4400, "a view keeps it"
+        del view
+        y = torch.ones(10)
+    assert live.now == 440 and live.peak == 4400 and len(y) == 10
+
+
 def test_a_perfect_twin_of_a_good_image_is_its_round_trip_and_of_a_damaged_one_finds_the_damage():
     from fsad_lib.anomalysd.detector import AnomalySD, Category, Settings
     from fsad_lib.foundation.inpainting import load_inpainting
