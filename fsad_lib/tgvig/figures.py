@@ -348,9 +348,13 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
     ax = figure.add_subplot(grid[2, 4:7])
     ax.plot(made.trace.iteration, made.trace.best, color=BLUE, marker=".")
     for kind, colour in (("best", GREEN), ("worst", INK)):
-        ax.plot(made.chosen[kind], made.trace.best[made.chosen[kind] - 1], "o", color=colour)
+        ax.plot(made.chosen[kind], made.trace.best[made.chosen[kind] - 1], "o", color=colour, label=f"chosen by the {kind} prompt")
+    low, high = made.trace.best.min(), made.trace.best.max()
+    middle, half = (low + high) / 2, max(0.012, 0.9 * (high - low))  # noise must not look like a peak
+    ax.set_ylim(middle - half, middle + half)
+    ax.legend(fontsize=7, loc="upper left", ncols=2, borderpad=0.1, handletextpad=0.1, columnspacing=0.8)
     ax.set_xlabel("iteration", fontsize=8)
-    ax.set_ylabel("similarity", fontsize=8)
+    ax.set_ylabel("similarity to\nthe best prompt", fontsize=8)
     ax = figure.add_subplot(grid[:, 8])
     if result is None or result.ours.isna().all():
         ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
@@ -361,7 +365,8 @@ def overview(made: Any, result: pd.DataFrame | None = None, subtitle: str = "") 
             ax.annotate(f"{value:.1f}", (value, place), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
         ax.set_yticks(range(len(result)), [NAMES.get(arm, arm).replace(" (", "\n(").replace(", ", "\n") for arm in result.arm], fontsize=8)
         middle, half = (result.ours.max() + result.ours.min()) / 2, max(3.0, result.ours.max() - result.ours.min())
-        ax.set(xlim=(middle - half, middle + half), ylim=(len(result) - 0.5, -0.5), xlabel="image AUROC of this run, percent")
+        ax.set(xlim=(middle - half, middle + half), ylim=(len(result) - 0.5, -0.5))
+        ax.set_xlabel("image AUROC of this run, percent", fontsize=8)
     return figure
 
 
