@@ -168,6 +168,18 @@ def test_reported_numbers_stand_beside_paper_runs_only(tmp_path):
     assert len(classes) == 15 * 3 * 4 and np.isnan(classes.loc[("carpet", "full", "CFlow"), "ours"])
 
 
+def test_the_detectors_are_held_against_anomalib_s_own_numbers(tmp_path):
+    empty = t.full_shot(tmp_path)
+    assert set(empty["Ours, all images, nothing added"]) == {"not run"} and set(empty.Detector) == set(t.BASELINES.values())
+    assert empty.iloc[0].anomalib == "97.3"
+    fake(tmp_path, "mvtec_ad", shots=60, profile="paper", available=60, categories=["carpet"])
+    assert t.full_shot(tmp_path).iloc[0].Difference == "–", "part of a benchmark is not the benchmark"
+    fake(tmp_path, "mvtec_ad", shots=60, profile="paper", available=60, seed=1)
+    row = t.full_shot(tmp_path).iloc[0]
+    ours = 100 * (LEVEL["shots"] + 0.01 * 7 + 0.02)  # the mean of fifteen categories
+    assert row["Ours, all images, nothing added"] == f"{ours:.1f} (1)" and row.Difference == f"{ours - 97.3:+.1f}"
+
+
 def test_table1_leaves_the_closed_generators_to_the_user(tmp_path):
     table = t.table1(tmp_path, "paper").set_index("method")
     assert table.loc["DALL-E", "image_auroc_reported"] == 85.7 and table.image_auroc_ours.isna().all()
@@ -297,7 +309,7 @@ def test_everything_is_written_and_says_what_was_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FSAD_HOME", str(tmp_path))
     names = {path.relative_to(tmp_path).as_posix() for path in t.write_all()}
     assert {"data/results/tgvig_mini.csv", "data/results/tgvig_quality_mini.csv"} <= names
-    wanted = ("gains", "gains_reported", "convergence", "table1", "table2", "table3", "table3_pixel", "memory", "table4", "per_class", "per_category", "claims", "own_choices")
+    wanted = ("gains", "gains_reported", "convergence", "full_shot", "table1", "table2", "table3", "table3_pixel", "memory", "table4", "per_class", "per_category", "claims", "own_choices")
     assert {f"figures/tgvig_{n}.{e}" for n in wanted for e in ("csv", "md", "tex")} <= names
     text = (tmp_path / "figures/tgvig_table1.md").read_text()
     assert "93.3" in text and "not run" in text and "your own image" in text

@@ -16,6 +16,7 @@ from fsad_lib.tables._rows import (
     difference,
     expected_categories,
     mean_over_categories,
+    read_reported,
     units,
 )
 from fsad_lib.tables._text import cell_text, check_file_name, interval, number
@@ -127,6 +128,23 @@ def gains(root: str | Path | None = None, profile: str = "mini", settings: Seque
                              "expected": cell["expected"], "state": cell["state"], "gain": gap["mean"], "gain_low": gap["low"],
                              "gain_high": gap["high"], "relative": gap["relative"]}
                         )  # fmt: skip
+    return pd.DataFrame.from_records(records)
+
+
+def full_shot(root: str | Path | None = None) -> pd.DataFrame:
+    """Are the detectors what they are elsewhere? anomalib's published full-shot means on MVTec AD beside ours with every normal image and nothing added:
+    text, one row per detector, backbone and metric of theirs."""
+    said = read_reported("anomalib_full_shot", root).query("category == ''")
+    rows = rows_of(root, "paper").query("dataset == 'mvtec_ad' and setting == 'full' and group == 'all' and part == 'shots'")
+    records = []
+    for line in said.itertuples():
+        cell = mean_over_categories(rows[rows.method == line.baseline], expected_categories("mvtec_ad"), line.metric)
+        whole = cell["state"] not in (NOT_RUN, "partial")  # part of a benchmark is not the benchmark
+        records.append(
+            {"Data set": "MVTec AD", "Profile": "paper", "Detector": BASELINES[line.baseline], "anomalib's backbone": line.backbone or NONE, "Metric": METRICS[line.metric],
+             "anomalib": number(float(line.mean)), "Ours, all images, nothing added": number(cell["mean"], cell["std"], cell["n"]) if whole else NOT_RUN,
+             "Difference": f"{cell['mean'] - float(line.mean):+.1f}" if whole else NONE}
+        )  # fmt: skip
     return pd.DataFrame.from_records(records)
 
 
