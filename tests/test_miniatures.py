@@ -1,6 +1,7 @@
 """The miniatures' captions, batches, training scripts, export, and the questions that are asked of them."""
 
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -562,3 +563,10 @@ def test_commands_come_from_the_card(tmp_path):
     (tmp_path / "README.md").write_text("# Card\n\n```bash\npython -m a\npython -m b\n```\n\n```\nother\n```\n")
     assert inspect.read_commands(tmp_path / "README.md") == "python -m a\npython -m b"
     assert inspect.read_commands(tmp_path / "nowhere.md") == ""
+
+
+def test_the_miniatures_are_as_large_as_their_card_says():
+    folder = project_root() / "data/models/mini"
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    told = int(re.search(r"Together they take (\d+) MiB \(no file above 16\)", (folder / "README.md").read_text())[1])
+    assert round(sum(sizes) / 2**20) == told and max(sizes) <= 16 * 2**20
