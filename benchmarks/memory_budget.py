@@ -121,7 +121,7 @@ class Live(TorchDispatchMode):
 
 def iteration(augmented: int, images: int, checkpointing: bool, side: int = 256, make=_vqgan, clip: str | None = "ViT-B-16") -> tuple[float, float]:
     """GiB at the peak of one iteration of TGVIG's integrator from one original (``tgvig/integrator.py``), and its floating-point operations. Left out are
-    the adaptive weight's two gradients, a thousandth of the work, and the augmentations.
+    the augmentations.
 
     Args:
         augmented, images: N and M. side: of the images. make: the VQGAN's model. clip: open_clip's name of the model that scores; None: none does.
@@ -139,8 +139,10 @@ def iteration(augmented: int, images: int, checkpointing: bool, side: int = 256,
             z = vqgan.model.encode(2 * x - 1).latents  # not vqgan.encode(), which looks at the numbers first
             codes = vqgan.model.quantize(z)[0]
             made, x_hat = (vqgan.model.decode(h, force_not_quantize=True).sample / 2 + 0.5 for h in (codes[:1].expand(images, -1, -1, -1), codes))
-            loss = (made - x[:1]).square().mean() + (x_hat - x).abs().mean() + vqgan.perceptual.distance(x, x_hat).mean()
-            (loss + (codes - z).square().mean() - vqgan.discriminator(x_hat).mean()).backward()
+            likeness, fooled = (x_hat - x).abs().mean() + vqgan.perceptual.distance(x, x_hat).mean(), -vqgan.discriminator(x_hat).mean()
+            for part in (likeness, fooled):  # whose gradients at the last layer set the adaptive weight
+                torch.autograd.grad(part, vqgan.model.decoder.conv_out.weight, retain_graph=True)
+            (likeness + fooled + (codes - z).square().mean() + (made - x[:1]).square().mean()).backward()
             (vqgan.discriminator(x_hat.detach()).mean() - vqgan.discriminator(x).mean()).backward()
             if judge:
                 with torch.no_grad():

@@ -238,6 +238,15 @@ def test_a_trend_on_one_category_needs_every_seed(few, many, widens, closes):
     assert found == [widens, closes]
 
 
+def test_a_trend_over_unequal_categories_is_told_without_an_interval():
+    from fsad_lib.tables._claims import _judge_widens
+
+    one = {"mean": -1.0, "per_category": pd.Series({"gear": -1.0}), "per_seed": pd.Series([-1.0])}
+    several = {"mean": 2.0, "per_category": pd.Series({"gear": 1.0, "wood": 3.0})}
+    block = SimpleNamespace(gap=lambda k, *_: {2: one, 16: several}[k])
+    assert _judge_widens(block, SimpleNamespace(kind="widens", left="adp", right="winclip"), [2, 16])[1] == "yes, no interval"
+
+
 @pytest.mark.parametrize(
     ("seeds", "expected"),
     [([1, 2], ("better in 1 of 1 categories", "yes")), ([0, 0], ("better in 0 of 1 categories", "no")), ([-1, 5], ("better with 1 of 2 seeds", "unclear"))],

@@ -192,6 +192,8 @@ def test_table1_leaves_the_closed_generators_to_the_user(tmp_path):
     assert text.loc["DALL-E", "Detection: Ours"].startswith("your own image") and text.loc["Ours", "Detection: Ours"] == "70.0"
     alone = 100 * arms["shots"]
     assert text.loc["Ours", "Detection: gain, points"] == f"{70 - alone:+.1f}" and text.loc["Ours", "Detection: relative, %"] == f"{100 * (70 / alone - 1):+.1f}"
+    lone = t.show_table1(t.table1(tmp_path).assign(image_auroc_ours=lambda x: x.image_auroc_ours.where(x.method != "Original image alone")))
+    assert "Detection: gain, points" not in lone and "Segmentation: gain, points" in lone, "no gain over what was not run"
     assert text.loc["Original image alone", "Detection: gain, points"] == text.loc["DALL-E", "Detection: relative, %"] == "–"
     assert "vqgan_clip_caption" in t.table1_overrides("paper") and "caption" not in t.table1_overrides("mini")
     assert load_profile("mini", t.table1_overrides("mini", "/somewhere")).outside.checkpoint == "/somewhere"

@@ -63,7 +63,8 @@ def _judge_widens(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     if claim.kind == "closes" and gaps[few]["mean"] >= 0:
         return text, "no"  # nothing to catch up with
     if len(change) < 2:
-        seeds = gaps[many]["per_seed"] - gaps[few]["per_seed"]
+        alone = all("per_seed" in gaps[k] for k in (few, many))  # else other categories were run at one of the two only
+        seeds = (gaps[many]["per_seed"] - gaps[few]["per_seed"]).dropna() if alone else change
         return text, "yes, no interval" if (seeds > 0).all() else "no, no interval" if (seeds < 0).all() else "unclear"
     mean, low, high = bootstrap_categories(change)
     return text, verdict({"mean": mean, "low": low, "high": high})

@@ -51,9 +51,9 @@ def show_table1(table: pd.DataFrame) -> pd.DataFrame:
             number(v) if pd.notna(v) else "your own image: outside.checkpoint" if label in ("Web image", "Midjourney", "DALL-E") else NOT_RUN
             for v, label in zip(table[f"{metric}_ours"], table.method, strict=True)
         ]
-        alone = table.groupby(["data_set", "profile"], sort=False)[f"{metric}_ours"].transform("first")  # the original's own row
-        gain = table[f"{metric}_ours"] - alone
-        gain = gain.mask(table.index.isin(table.groupby(["data_set", "profile"]).head(1).index))
+        first = table.method == TABLE1["original"][0]
+        alone = table[f"{metric}_ours"].where(first).groupby([table.data_set, table.profile]).transform("max")  # the original's own
+        gain = (table[f"{metric}_ours"] - alone).mask(first)
         if gain.notna().any():
             out[f"{name}: gain, points"] = [NONE if pd.isna(v) else f"{v:+.1f}" for v in gain]
             out[f"{name}: relative, %"] = [NONE if pd.isna(v) else f"{v:+.1f}" for v in 100 * gain / alone]
