@@ -148,3 +148,18 @@ def test_prompts_follow_the_papers_two_sentences():
 def test_bad_prompts_are_refused(call):
     with pytest.raises(FsadError):
         call()
+
+
+def test_the_foreground_of_real_photographs():
+    """Coins on cloth, held against Otsu's threshold on their brightness; a wall and gravel fill their pictures."""
+    from skimage import data
+    from skimage.filters import threshold_otsu
+
+    def photograph(pixels):
+        return torch.from_numpy(pixels / 255).float().expand(1, 3, *pixels.shape)
+
+    coins = data.coins()[96:170, 90:164]
+    bright = torch.from_numpy(coins > threshold_otsu(coins))
+    found = foreground(photograph(coins))[0, 0]
+    assert (found & bright).sum() / (found | bright).sum() > 0.85
+    assert foreground(photograph(data.brick())).all() and foreground(photograph(data.gravel())).all()
