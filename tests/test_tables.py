@@ -476,3 +476,9 @@ def test_rows_that_no_run_writes_are_refused(tmp_path, row):
     path.write_text(json.dumps({"rows": [{"method": "adp", "part": "sum", "image_auroc": 0.5} | row]}))
     with pytest.raises(FsadError, match="cannot be used"):
         _rows._metric_rows(path)
+
+
+def test_a_table_brings_its_notes_along(tmp_path):
+    text = "".join(path.read_text() for path in tables.write_table(tables.hinge(tmp_path), "adp_hinge", tmp_path, notes=["first"]) if path.suffix == ".md")
+    assert text.index("- first") < text.index("- Points: percent points") < text.index("miniature models")
+    assert "- Points" not in "".join(path.read_text() for path in tables.write_table(tables.own_choices(), "choices", tmp_path) if path.suffix == ".md")

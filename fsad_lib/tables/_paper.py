@@ -30,7 +30,7 @@ from fsad_lib.tables._rows import (
     read_csv,
     reported,
 )
-from fsad_lib.tables._text import interval, number, verdict
+from fsad_lib.tables._text import MINI_NOTE, interval, number, verdict
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,13 @@ def hinge(root: str | Path | None = None, profile: str = "mini") -> pd.DataFrame
             )  # fmt: skip
         if block.rows.empty:
             records.append({"Data set": block.unit, "Profile": block.profile, "Shots": NOT_RUN})
-    return pd.DataFrame.from_records(records).fillna("")
+    table = pd.DataFrame.from_records(records).fillna("")
+    table.attrs["notes"] = [
+        "Points: percent points of image AUROC with the 95 % interval over categories (seeds averaged first), or over images where there is one category, "
+        'which says nothing of other seeds. The control, the untrained word "object", stands in Table 2 and beside the claims.',
+        *([MINI_NOTE] if (table.Profile == "mini").any() else []),
+    ]
+    return table
 
 
 def _group_categories(block: Block, rows: pd.DataFrame, group: str) -> list[str] | None:

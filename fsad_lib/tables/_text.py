@@ -252,7 +252,7 @@ def write_table(
     Args:
         table: what goes into the CSV.
         display: what people read; default: :func:`show` of a numeric table, else the table itself.
-        caption, notes: stand above and below the Markdown and LaTeX tables.
+        caption, notes: stand above and below the Markdown and LaTeX tables; so do notes that a table brings along (``attrs["notes"]``).
 
     Returns:
         The three paths. Files are replaced one by one, never half-written.
@@ -263,7 +263,7 @@ def write_table(
         table = table.reset_index()
     if display is None:
         display = show(table) if "key" in table else table
-    notes = list(notes) + _standard_notes(table)
+    notes = [*notes, *table.attrs.get("notes", ()), *_standard_notes(table)]
     texts = {
         "csv": to_csv(table),
         "md": to_markdown(display, caption, notes),
@@ -278,12 +278,6 @@ def write_table(
 
 
 def _standard_notes(table: pd.DataFrame) -> list[str]:
-    if "c_a - c_n, points" in table:
-        return [
-            "Points: percent points of image AUROC with the 95 % interval over categories (seeds averaged first), or over images where there is one category, "
-            'which says nothing of other seeds. The control, the untrained word "object", stands in Table 2 and beside the claims.',
-            *([MINI_NOTE] if (table.Profile == "mini").any() else []),
-        ]
     if "key" not in table:
         return []
     notes = ["Percent. Mean ± standard deviation (n − 1) over seeds of the data-set mean, number of seeds in round brackets."]
