@@ -267,7 +267,7 @@ def test_a_memory_that_grows_is_told_from_images_that_help(tmp_path):
 
 def test_claims_are_judged_by_what_was_run(tmp_path):
     empty = t.claims(tmp_path).set_index("id")
-    assert len(empty) == 11 and empty.Holds.eq("not run").all()
+    assert len(empty) == 12 and empty.Holds.eq("not run").all()
     fake(tmp_path, "minifab"), synthesized(tmp_path, "gear"), synthesized(tmp_path, "washer", similarity=(0.1, 0.2, 0.3))
     fake(tmp_path, "minifab", tag=overrides_tag(t.ABLATIONS["variance", "without variance"]), gain=0.12, arms={"shots": 0.6, "generated": 0.7})
     found = t.claims(tmp_path).set_index("id")
@@ -288,6 +288,25 @@ def test_claims_are_judged_by_what_was_run(tmp_path):
     found = t.claims(tmp_path).set_index("id")
     assert found.Holds["one_beats_many"] == "yes" and found.Ours["one_beats_many"] == "against 5 shots without it: +10.0 [+10.0, +10.0]"
     assert found.Holds["general"] == "no" and found.Holds["fewer_more"] == "yes, no interval"
+
+
+def test_better_looks_are_asked_of_both_variants_on_the_same_products(tmp_path):
+    none, unit = (overrides_tag(t.ABLATIONS["variance", arm]) for arm in ("without variance", "unit variance"))
+
+    def looks(category, tag, value):
+        synthesized(tmp_path, category, tag=tag)
+        for path in (tmp_path / f"data/runs/mini/minifab/{category}/22_synthesize_tgvig").glob(f"k1_seed0{'_' * bool(tag)}{tag}/metrics.json"):
+            made = json.loads(path.read_text())
+            for row in made["quality"]:
+                row |= {"ssim": value, "psnr": 30 * value, "lpips": 1 - value} if (row["generator"], row["prompt"]) == ("tgvig", "best") else {}
+            path.write_text(json.dumps(made))
+
+    looks("gear", "", 0.8), looks("washer", "", 0.1), looks("gear", none, 0.9)
+    assert t.claims(tmp_path).set_index("id").Holds["variance_looks"] == "not run", "unit variance lacks"
+    looks("gear", unit, 0.3)
+    found = t.claims(tmp_path).set_index("id").loc["variance_looks"]
+    assert found.Holds == "not better than without variance, better than unit variance, no interval"
+    assert found.Ours.startswith("estimated: SSIM 0.800, PSNR 24.00 dB, LPIPS 0.200; without variance: SSIM 0.900"), "gear alone: washer has no variants"
 
 
 def test_a_loss_is_no_gain_that_shrinks_and_a_fall_no_saturation(tmp_path):

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fsad_lib.runs import overrides_tag
 from fsad_lib.tables._rows import NOT_RUN, bootstrap_categories, expected_categories
 from fsad_lib.tables._text import interval, verdict
 from fsad_lib.tables.tgvig._gains import paired_gap, rows_of
-from fsad_lib.tables.tgvig._names import BASELINES, CONTROLS, SETTINGS, TABLE1, reported, surface, words
+from fsad_lib.tables.tgvig._names import ABLATIONS, BASELINES, CONTROLS, SETTINGS, TABLE1, reported, surface, words
 from fsad_lib.tables.tgvig._tables import SAME_PRODUCTS, quality, synthesized, table1, table3
 
 
@@ -171,8 +172,31 @@ def _component(name: str):
     return judge
 
 
+def _judge_looks(root, profile, rows, dataset, setting) -> tuple[str, str]:
+    """Images with the estimated variance beside those with none and with unit variance, same products and seeds; nearness to the original stands
+    for quality, which no number of the paper states."""
+    runs, key = synthesized(root, profile), ["category", "seed"]
+    runs = runs[(runs.dataset == dataset) & (runs.shots == 1)]
+    found = {}
+    for label, tag in {"estimated": "", **{arm: overrides_tag(text) for (component, arm), text in ABLATIONS.items() if component == "variance"}}.items():
+        records = [{**{k: getattr(run, k) for k in key}, **row} for run in runs[runs.tag == tag].itertuples() for row in run.quality]
+        table = pd.DataFrame(records, columns=[*key, "generator", "prompt", "ssim", "psnr", "lpips"])
+        found[label] = table[(table.generator == "tgvig") & (table.prompt == "best")].set_index(key)[["ssim", "psnr", "lpips"]].astype(float)
+    both = set.intersection(*(set(table.index) for table in found.values()))
+    if not both:
+        return NOT_RUN, NOT_RUN
+    means = {label: table.loc[sorted(both)].groupby("category").mean().mean() for label, table in found.items()}
+    text = "; ".join(f"{label}: SSIM {m.ssim:.3f}, PSNR {m.psnr:.2f} dB, LPIPS {m.lpips:.3f}" for label, m in means.items())
+    own = means.pop("estimated")
+    better = {label: bool(own.ssim > m.ssim and own.psnr > m.psnr and own.lpips < m.lpips) for label, m in means.items()}
+    if len(set(better.values())) == 1:
+        return text, "yes, no interval" if all(better.values()) else "no, no interval"
+    return text, ", ".join(f"{'better' if says else 'not better'} than {label}" for label, says in better.items()) + ", no interval"
+
+
 _JUDGES = {
     "general": _judge_general, "fewer_more": _judge_fewer, "objects": _judge_objects, "logical": _judge_logical, "quality": _judge_quality,
     "prompt": _judge_prompt, "peak": _judge_peak, "text": _component("text"), "saturation": _component("copies"), "variance": _component("variance"),
+    "variance_looks": _judge_looks,
     "one_beats_many": _judge_one,
 }  # fmt: skip
