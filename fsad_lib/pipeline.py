@@ -321,7 +321,10 @@ def execute(
                 held.enter_context(before.locked())
         run.sweep()
         for name in ("metrics.json", "result.json", "failed.ipynb", *(["products.json"] if force else [])):
-            (run.path / name).unlink(missing_ok=True)
+            try:
+                (run.path / name).unlink(missing_ok=True)
+            except OSError as error:  # a folder of that name
+                raise FsadError(f"cannot remove {run.path / name}: {error.strerror or error}. Remove it by hand.") from error
         with runs.replacing(run.path / "notebook.ipynb") as temporary:
             _papermill(path, temporary, given, run, threads, progress)
             result = runs.read_record(run.path / "result.json")

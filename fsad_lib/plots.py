@@ -22,6 +22,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 from fsad_lib.datasets import read_image
+from fsad_lib.datasets.images import image_size
 from fsad_lib.errors import FsadError
 from fsad_lib.runs import project_root, replacing
 from fsad_lib.tables import ROWS
@@ -205,6 +206,23 @@ def heatmap_overlay(x: Any, maps: Any, masks: Any = None, titles: Sequence[str] 
     return figure
 
 
+def in_proportion(pixels: np.ndarray, path: str | Path) -> np.ndarray:
+    """A square picture (S, S, 3) in [0, 1] in the proportions of the image file it was read from, longer side S: the models see squares, people the part.
+
+    >>> import tempfile; from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (30, 20)).save(f"{folder}/part.png")
+    ...     in_proportion(np.zeros((12, 12, 3)), f"{folder}/part.png").shape
+    (8, 12, 3)
+    """
+    from skimage.transform import resize
+
+    width, height = image_size(path)
+    side = len(pixels)
+    shape = max(1, round(side * height / max(width, height))), max(1, round(side * width / max(width, height)))
+    return pixels if shape == (side, side) else np.clip(resize(pixels, shape, order=1, anti_aliasing=True), 0, 1)
+
+
 @styled
 def contact_sheet(
     paths: Sequence[str | Path],
@@ -218,7 +236,7 @@ def contact_sheet(
 ) -> Figure:
     """The images at ``paths``, most anomalous first, each with rank, name, score and, if given, its heat map.
 
-    ``labels``: 1 defective (red frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
+    ``labels``: 1 defective (orange frame), 0 good (blue), -1 unknown (none). Shows the ``limit`` highest scores; when there
     are more images, the lowest few follow so that the contrast is visible. ``names``: what follows rank and score of each image; by default a line with
     its folder and file.
     """
@@ -230,15 +248,17 @@ def contact_sheet(
     low, high = (0.0, 1.0) if maps is None else heat_range(maps)
     columns = min(6, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.75 * columns, (3.4 if maps is not None else 2.0) * rows + 0.6), squeeze=False
-    )
+    tall = max((height / max(width, height) for width, height in (image_size(paths[i]) for i in shown)), default=1.0)
+    width, height = max(1.75 * columns, 7.0), ((2.9 if maps is not None else 1.5) * max(tall, 0.25) + 0.5) * rows + 0.65
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, i in zip(axes.flat, shown, strict=False):
         pixels = to_pixels(read_image(paths[i], size))[0]
-        if maps is not None:
-            pixels = np.concatenate([pixels, np.ones((4, size, 3)), blend(pixels, maps[i], low, high)])
+        heat = None if maps is None else in_proportion(blend(pixels, maps[i], low, high), paths[i])
+        pixels = in_proportion(pixels, paths[i])
+        if heat is not None:
+            pixels = np.concatenate([pixels, np.ones((4, pixels.shape[1], 3)), heat])
         label = -1 if labels is None else int(labels[i])
         ax.set_axis_on()
         show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
@@ -250,12 +270,13 @@ def contact_sheet(
     if len(order) > limit:
         more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
     if labels is not None and set(map(int, labels)) - {-1}:
-        more.append("frame: red = defective, blue = good")
+        more.append("frame: orange = defective, blue = good")
     if maps is not None:
         more.append(f"heat: the map, from {low:.2g} (clear) to {high:.2g}")
     head = "   ".join([head, *more]).replace("\n   ", "\n").rstrip("\n")
-    figure.suptitle(head, x=0.01, ha="left", fontsize=10, parse_math=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.99), h_pad=2.2)
+    lines = head.count("\n") + 1
+    figure.suptitle(head, x=0.01, y=1 - 0.06 / height, va="top", ha="left", fontsize=10, parse_math=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.1 + 0.17 * lines) / height), h_pad=1.5)
     return figure
 
 
@@ -508,7 +529,7 @@ def adp_overview(
         shots: (K, 3, H, W) the normal images; pseudo: (L, ...) drawn from the simple prompt; tuning: (L', ...) drawn
             with c_a.
         weights: concept -> w(c) of eq. 5, in [0, 2], e.g. {"c_n": 1.31, "c_a": 1.22}.
-        tests: (N, 3, H, W) test images; scores: (N,) final scores, higher = more anomalous; labels: (N,) 0 or 1.
+        tests: (N, 3, H, W) test images; scores: (N,) final scores, higher = more anomalous; labels: (N,) 0, 1, or -1 unknown.
         memory: (N,) the patch-memory part of the score, drawn apart where given.
         subtitle: which run this is ("MiniFab gear, 4 shots, seed 0, profile mini").
     """
@@ -596,7 +617,7 @@ def adp_overview(
     step = (w3 - 0.4) / shown
     for j in range(shown):
         left = x3 + 0.2 + j * step + (step - size) / 2
-        colour = ANOMALOUS if labels[j] else NORMAL
+        colour = {0: NORMAL, 1: ANOMALOUS}.get(int(labels[j]), GREY)
         page.picture(left, 1.78, size, tests[j], colour)
         page.text(left + size / 2, 2.71, "defective" if labels[j] else "good", 8, colour)
         level = 0.02 + 0.98 * (values[j] - low) / max(high - low, 1e-12)

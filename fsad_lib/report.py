@@ -22,6 +22,8 @@ SCORES = {
     ("adp", "sum"): "ADP's score, words plus memory (the heat maps are the memory's)", ("anomalysd", "given"): "AnomalySD's score",
     ("patchcore", "generated"): "PatchCore, trained on the shots and generated images",
 }  # fmt: skip
+ORDERS = {("adp", "sum"): "Order: ADP's score. Heat: its memory alone, which may disagree. "}
+"""What the contact sheet says where order and heat come from different scores."""
 
 
 def threshold_note(k: int) -> str:
@@ -85,22 +87,51 @@ def write_report(
 ) -> dict[str, Path]:
     """Write ``predictions.csv``, ``heatmaps/``, ``contact_sheet.png`` and ``report.md``.
 
+    Several products are ranked apart, for the scores of one do not compare with another's: each has a folder of its own with all of that, and
+    ``report.md`` and ``predictions.csv`` above them have a part for each.
+
     Args:
         folder: a Run (the files go to its ``report/``) or a path.
         predictions: the long table path, label (0, 1, -1 unknown), method, part, score; higher = more anomalous. Its columns category and
-            defect, where it has them, name the images on the contact sheet.
+            defect, where it has them, name the images on the contact sheet; category tells the products apart.
         maps: (N, h, w) anomaly maps of ``paths``, in that order, or None.
         shots: how many good images were given.
         method, part: which score ranks the images; the other scores become further columns.
         size: side of a heat map in pixels; limit: images on the contact sheet.
 
     Returns:
-        name -> path: predictions, contact_sheet, report and, with maps, heatmaps (the folder).
+        name -> path: report, predictions and, of one product, contact_sheet and, with maps, heatmaps (the folder).
 
     Raises:
         FsadError: no such score, a map without a prediction, or nothing can be written.
     """
+    note = "" if isinstance(folder, str | Path) else masks_note(folder.table())
     folder = Path(folder) if isinstance(folder, str | Path) else folder.path / "report"
+    products = predictions["category"].unique().tolist() if "category" in predictions else []
+    rank(predictions, method, part)  # refuses what cannot be ranked before anything is written
+    if len(products) < 2:
+        out, ranked = _write_product(folder, predictions, maps, paths, shots, method, part, size, limit)
+        text = _markdown(ranked, shots, method, part, note)
+    else:
+        parts = {}
+        for product in products:
+            mine = predictions[predictions["category"] == product]
+            parts[product] = _write_product(folder / product, mine, maps, paths, shots, method, part, size, limit)[1]
+        out, text = {"predictions": folder / "predictions.csv"}, _markdown_of_several(parts, shots, method, part, note)
+        ranked = pd.concat([table.assign(category=product) for product, table in parts.items()], ignore_index=True)
+        ranked.insert(0, "category", ranked.pop("category"))
+        if "heatmap" in ranked:
+            ranked["heatmap"] = ranked["category"] + "/" + ranked["heatmap"]
+        with replacing(out["predictions"]) as temporary:
+            ranked.to_csv(temporary, index=False, float_format="%.6g")
+    out["report"] = folder / "report.md"
+    with replacing(out["report"]) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def _write_product(folder: Path, predictions: pd.DataFrame, maps: Any, paths: Any, shots: int, method: str, part: str, size: int, limit: int) -> tuple[dict[str, Path], pd.DataFrame]:
+    """One product's list, heat maps and contact sheet -> name -> path, and the list."""
     ranked = rank(predictions, method, part)
     out: dict[str, Path] = {}
     if maps is not None:
@@ -120,14 +151,26 @@ def write_report(
     known = predictions.drop_duplicates("path")
     known = known[[column for column in ("path", "label", "category", "defect") if column in known]]
     images = ranked[["path", "score"]].merge(known, on="path", how="left")
-    sheet = contact_sheet(images, maps, limit=limit, title=f"Most anomalous first. {threshold_note(shots).splitlines()[0]}\n")
+    order = ORDERS.get((method, part), "") if maps is not None else ""
+    sheet = contact_sheet(images, maps, limit=limit, title=f"Most anomalous first. {threshold_note(shots).splitlines()[0]}\n{order}")
     out["contact_sheet"] = folder / "contact_sheet.png"
     with replacing(out["contact_sheet"]) as temporary:
         sheet.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
-    out["report"] = folder / "report.md"
-    with replacing(out["report"]) as temporary:
-        temporary.write_text(_markdown(ranked, shots, method, part), encoding="utf-8")
-    return out
+    return out, ranked
+
+
+def masks_note(table: pd.DataFrame) -> str:
+    """What stands in the way of pixel metrics, where some masks were drawn; "" where there are none or all.
+
+    >>> table = pd.DataFrame({"split": "test", "label": [0, 1, 1], "mask_path": [None, "hole/000_mask.png", None]})
+    >>> masks_note(table)
+    '1 of 2 defective images has a mask; pixel metrics need all of them, so they are left out.'
+    """
+    bad = table[(table["split"] == "test") & (table["label"] == 1)]
+    masks = int(bad["mask_path"].notna().sum())
+    if masks in (0, len(bad)):
+        return ""
+    return f"{masks} of {len(bad)} defective images ha{'s a mask' if masks == 1 else 've masks'}; pixel metrics need all of them, so they are left out."
 
 
 def _memory_of(ranked: pd.DataFrame) -> str | None:
@@ -135,14 +178,18 @@ def _memory_of(ranked: pd.DataFrame) -> str | None:
     return next((column for column in ("patch_memory_memory", "patch_memory_given") if column in ranked), None)
 
 
-def _auroc_sentence(ranked: pd.DataFrame, what: str) -> str:
-    """How well the two rankings agree with the labels, where there are labels of both kinds."""
+def _aurocs(ranked: pd.DataFrame, what: str) -> dict[str, float]:
+    """How well the two rankings of one product agree with the labels, in percent; empty unless there are labels of both kinds."""
     known = ranked[ranked["label"] != ""]
     if known["label"].nunique() < 2:
-        return ""
+        return {}
     found = {what: known["score"]} | ({"patch memory": known[_memory_of(ranked)]} if _memory_of(ranked) else {})
     bad = (known["label"] == "defective").to_numpy()
-    return "Against the labels, image AUROC in percent: " + ", ".join(f"{name} {100 * auroc(bad, score.to_numpy()):.1f}" for name, score in found.items()) + "."
+    return {name: 100 * auroc(bad, score.to_numpy()) for name, score in found.items()}
+
+
+def _auroc_sentence(found: dict[str, float], of: str = "") -> str:
+    return f"Against the labels, image AUROC in percent{of}: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()) + "."
 
 
 def rank(predictions: pd.DataFrame, method: str = "adp", part: str = "sum") -> pd.DataFrame:
@@ -200,7 +247,8 @@ def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: 
     names, digits = [], len(str(len(ranked)))
     for row, map_ in zip(ranked.itertuples(), maps, strict=True):
         pixels = plots.to_pixels(read_image(row.path, size))[0]
-        both = np.concatenate([pixels, plots.blend(pixels, map_, low, high)], axis=1)
+        heat = plots.in_proportion(plots.blend(pixels, map_, low, high), row.path)
+        both = np.concatenate([plots.in_proportion(pixels, row.path), heat], axis=1)
         names.append(f"heatmaps/{row.rank:0{digits}d}_{_file_stem(row.path)}.png")
         with replacing(folder.parent / names[-1]) as temporary:
             Image.fromarray((both * 255).round().astype(np.uint8)).save(temporary, format="png")
@@ -209,18 +257,51 @@ def _write_heatmaps(folder: Path, ranked: pd.DataFrame, maps: np.ndarray, size: 
     return names
 
 
-def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
-    what, memory = SCORES.get((method, part), f"{method} {part}"), _memory_of(ranked)
-    lines = ["# Report", "", *threshold_note(shots).splitlines(), ""]
-    lines += [f"{len(ranked)} images, ranked by {what}; higher is more anomalous.", ""]
+def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str, note: str = "") -> str:
+    lines = [*_head(shots, note), f"{len(ranked)} images, ranked by {_what(method, part)}; higher is more anomalous.", "", *_beside(ranked)]
+    return "\n".join([*lines, *_list(ranked, method, part)]) + "\n"
+
+
+def _markdown_of_several(parts: dict[str, pd.DataFrame], shots: int, method: str, part: str, note: str = "") -> str:
+    """One ranking a product, and the mean of their AUROCs: pooled, a product whose scores are all high would hide another's defects."""
+    first = next(iter(parts.values()))
+    lines = [*_head(shots, note), f"{len(parts)} products, each ranked by {_what(method, part)}; higher is more anomalous. Scores of two products do not compare.", "", *_beside(first)]
+    aurocs = [found for found in (_aurocs(table, _short(method, part)) for table in parts.values()) if found]
+    if len(aurocs) > 1:
+        lines += [_auroc_sentence(pd.DataFrame(aurocs).mean().to_dict(), f", mean of {len(aurocs)} products"), ""]
+    for product, table in parts.items():
+        lines += [f"## {_cell(product)}", "", f"{len(table)} images; heat maps and contact sheet in `{_cell(product)}/`.", "", *_list(table, method, part), ""]
+    return "\n".join(lines)
+
+
+def _what(method: str, part: str) -> str:
+    return SCORES.get((method, part), f"{method} {part}")
+
+
+def _short(method: str, part: str) -> str:
+    return _what(method, part).partition(" (")[0]
+
+
+def _head(shots: int, note: str) -> list[str]:
+    return ["# Report", "", *threshold_note(shots).splitlines(), "", *([note, ""] if note else [])]
+
+
+def _beside(ranked: pd.DataFrame) -> list[str]:
+    if not _memory_of(ranked):
+        return []
+    return [
+        "Beside it the rank that the patch memory gives: nearest neighbours of the good images' patches in an ordinary ImageNet network. The miniature models "
+        "(profile mini) have never seen a photograph of your part: with them, go by the patch memory first.", "",
+    ]  # fmt: skip
+
+
+def _list(ranked: pd.DataFrame, method: str, part: str) -> list[str]:
+    """The AUROCs of one product, where there are labels, and its first 20 images as a table."""
+    lines, memory = [], _memory_of(ranked)
     if memory:
-        lines += [
-            "Beside it the rank that the patch memory gives: nearest neighbours of the good images' patches in an ordinary ImageNet network. The miniature models "
-            "(profile mini) have never seen a photograph of your part: with them, go by the patch memory first.", "",
-        ]  # fmt: skip
         ranked = ranked.assign(memory_rank=ranked[memory].rank(ascending=False, method="first").astype(int))
-    if sentence := _auroc_sentence(ranked, what.partition(" (")[0]):
-        lines += [sentence, ""]
+    if found := _aurocs(ranked, _short(method, part)):
+        lines += [_auroc_sentence(found), ""]
     lines += ["| rank | image | score | label |", "|---|---|---|---|"] if not memory else ["| rank | rank by patch memory | image | score | label |", "|---|---|---|---|---|"]
     root = os.path.commonpath([os.path.dirname(path) for path in ranked["path"]])  # names below it are unique
     lines += [
@@ -229,4 +310,4 @@ def _markdown(ranked: pd.DataFrame, shots: int, method: str, part: str) -> str:
     ]
     if len(ranked) > 20:
         lines.append(f"\nThe other {len(ranked) - 20} images are in predictions.csv.")
-    return "\n".join(lines) + "\n"
+    return lines

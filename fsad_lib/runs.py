@@ -706,12 +706,13 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists."""
+        """Whether ``metrics.json`` is there, belongs to what would run now, and every file it names still exists, as large as it was."""
         metrics = self.metrics or {}
         if metrics.get("fingerprint") != self.fingerprint:
             return False
         # older runs list no products
-        return _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
+        kept = _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
+        return kept and _as_large(self.path, metrics.get("sizes", {}))
 
     def product_path(self, name: str) -> Path:
         """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
@@ -789,6 +790,7 @@ class Run:
         made = {*self._listed(), *(p.relative_to(self.path).as_posix() for p in (self.path / "report").rglob("[!.]*"))}
         products = sorted(name for name in made if (self.path / name).is_file())
         record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files), "products": products}
+        record["sizes"] = {name: (self.path / name).stat().st_size for name in products}
         write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
         self.sweep(partial=True)
 
@@ -843,6 +845,11 @@ class Run:
 def _exist(folder: Path, names: Any) -> bool:
     """Whether a record's ``names`` are a list of files below ``folder``."""
     return isinstance(names, list) and all(isinstance(name, str) and os.path.isfile(folder / name) for name in names)
+
+
+def _as_large(folder: Path, sizes: Any) -> bool:
+    """Whether the files of a record still have their bytes: one that was emptied or cut is not what was made."""
+    return isinstance(sizes, dict) and all(os.path.getsize(folder / name) == size for name, size in sizes.items() if os.path.isfile(folder / name))
 
 
 def _lives(pid: str) -> bool:
@@ -943,6 +950,8 @@ def open_run(
         raise FsadError(f"stage: found {stage!r}, expected two digits and a name such as '10_personalize'.")
     if isinstance(profile, str):
         profile = load_profile(profile, overrides)
+    if isinstance(tag, str) and tag.startswith("set-") and tag != (overrides_tag(overrides) if overrides else ""):
+        raise FsadError(f"tag: found {tag!r}; names that begin with set- are those of runs with overrides. Choose another.")
     if overrides and not tag:
         tag = overrides_tag(overrides)
     identity = {

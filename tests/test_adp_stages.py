@@ -236,6 +236,23 @@ def test_unlabelled_images_get_scores_and_no_metrics(project):
     assert np.isfinite(result.predictions.score).all() and result.maps["adp"].shape == (3, 4, 4)
 
 
+def test_an_unsorted_image_takes_no_pixel_metric_away(project):
+    part = project / "mixed" / "gear"
+    for i in range(2):
+        write_part(part / f"train/good/{i}.png", False, i)
+        write_part(part / f"test/good/{i}.png", False, 10 + i)
+        mask = write_part(part / f"test/dent/{i}.png", True, 20 + i)
+        (part / "ground_truth/dent").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(part / f"ground_truth/dent/{i}_mask.png")
+    rows = stages.evaluate(open_run(project, "40_evaluate", parts="mixed")).rows
+    write_part(part / "test/unsorted.png", True, 30)
+    runs.forget_inputs()
+    again = stages.evaluate(open_run(project, "40_evaluate", parts="mixed"))
+    assert len(again.paths) == 5 and all(np.isfinite(row["pixel_auroc"]) for row in again.rows if "pixel_auroc" in row)
+    for metric in ("image_auroc", "pixel_auroc", "aupro"):
+        assert [row.get(metric) for row in again.rows] == pytest.approx([row.get(metric) for row in rows]), metric
+
+
 def test_an_interrupted_stage_goes_on_where_it_was(project, monkeypatch):
     whole = stages.personalize(open_run(project, "10_personalize", seed=1)).concepts
     run = open_run(project, "10_personalize", seed=1)

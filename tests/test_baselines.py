@@ -214,6 +214,23 @@ def test_patchcores_image_score_is_the_papers(neighbours):
         assert score == pytest.approx(weight * to_memory[star], rel=1e-3)
 
 
+def test_a_memory_of_one_patch_scores_each_image_by_itself(tmp_path):
+    detector, x = baselines.make("patchcore", backbone=backbone(), coreset_size=1), torch.rand(3, 3, SIDE, SIDE)
+    detector.fit(x)
+    alone = torch.cat([detector(one[None])[0] for one in x])
+    assert detector.memory_size == 1 and alone.min() > 0 and torch.allclose(detector(x)[0], alone, rtol=1e-4)
+    survives_the_disk(detector, baselines.make("patchcore", backbone=backbone(), coreset_size=1), tmp_path / "memory.safetensors")
+
+
+@pytest.mark.parametrize("name", ["patchcore", "cflow", "reverse_distillation"])
+def test_how_images_lie_in_memory_does_not_matter(name):
+    x = torch.rand(2, SIDE, SIDE, 3).permute(0, 3, 1, 2)
+    made = [baselines.make(name, backbone=backbone(), **({} if name == "patchcore" else {"batch_size": 2})) for _ in range(2)]
+    for detector, images in zip(made, (x, x.contiguous()), strict=True):
+        detector.fit(images, **({} if name == "patchcore" else {"steps": 1}))
+    assert torch.allclose(made[0](x)[0], made[1](x)[0], rtol=1e-3)
+
+
 def test_patchcore_memory_of_one_size_in_every_arm():
     sizes = []
     for x in (normal(2), normal(6)):

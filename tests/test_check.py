@@ -85,6 +85,15 @@ def test_every_fault_at_once(tmp_path):
     assert all(f.do or f.expected or "image" in f.found for f in report.findings)
 
 
+def test_twelve_bits_in_sixteen_bit_colour_are_told(tmp_path):
+    nut = mvtec_tree(tmp_path) / "nut"
+    for path in sorted(nut.glob("t*/*/*.png")):
+        Image.new("RGB", (40, 40), (16, 12, 9)).save(path)  # what Pillow makes of 4095 of 65535
+    assert found(check(tmp_path), "warning", "brighter than 16 of 255")
+    Image.new("RGB", (40, 40), (200, 12, 9)).save(path)
+    assert not found(check(tmp_path), "warning", "of 255"), "one dark image is an image"
+
+
 def test_kinds_of_images_are_noted(tmp_path):
     good = mvtec_tree(tmp_path) / "nut/train/good"
     exif = Image.Exif()

@@ -687,6 +687,22 @@ def test_pair_masks_prefers_the_mvtec_name(tmp_path):
     assert folder.mask_of(image, tmp_path / "nothing") is None
 
 
+def test_what_lies_in_place_of_good_images_is_named(tmp_path):
+    good = tmp_path / "clamp/train/good"
+    good.mkdir(parents=True)
+    (good / "a.HEIC").write_bytes(b"")
+    with pytest.raises(FsadError, match=r"holds no image, but files that are not read \(.heic\); expected"):
+        datasets.load("folder", "clamp", tmp_path)
+    Image.new("L", (8, 8)).save(good / "b.jfif", format="jpeg")
+    Image.new("L", (8, 8)).save(tmp_path / "clamp/part.png")
+    (tmp_path / "clamp/test").mkdir()
+    (tmp_path / "clamp/part.png").rename(tmp_path / "clamp/test/part.png")
+    assert len(datasets.load("folder", "clamp", tmp_path)) == 2, "a JPEG by another name"
+    good.parent.rename(tmp_path / "clamp/Train")
+    with pytest.raises(FsadError, match="Train/good is spelled differently: rename it"):
+        datasets.load("folder", "clamp", tmp_path)
+
+
 # ---------------------------------------------------------------- masks before a run
 
 
@@ -701,7 +717,8 @@ def test_broken_masks_are_named_before_a_run(tmp_path):
     with pytest.raises(FsadError, match=r"000_mask.png has no defective pixel.*\n.*001_mask.png is 5x5.*\n.*not found.*002_mask.png"):
         datasets.check_masks(datasets.load("folder", "nut", tmp_path))
     (masks / "002_mask.png").unlink()
-    datasets.check_masks(datasets.load("folder", "nut", tmp_path))  # not all have one: no pixel metrics, masks are not used
+    with pytest.raises(FsadError, match="000_mask.png has no defective pixel"):  # also where not every image has one
+        datasets.check_masks(datasets.load("folder", "nut", tmp_path))
 
 
 def test_a_linked_category_has_the_name_of_the_link(tmp_path):

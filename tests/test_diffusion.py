@@ -264,6 +264,15 @@ def test_images_of_another_kind_are_refused(sd, bad, message):
             call()
 
 
+def test_images_of_other_floats_and_none_at_all(sd):
+    x = torch.rand(2, 3, 16, 16)
+    mean, std = sd.posterior(x)
+    for kind in (torch.float64, torch.bfloat16):
+        assert torch.allclose(sd.posterior(x.to(kind))[0], mean, atol=0.2) and sd.sdedit(x.to(kind), ["a", "b"], strength=0).dtype == torch.float32
+    assert torch.equal(sd.posterior(x.double())[0], mean)
+    assert len(sd.sdedit(x[:0], [], strength=0.5)) == len(sd.generate([])) == 0
+
+
 def test_a_sentence_is_not_a_list_of_letters(sd):
     for call in (lambda: sd.generate("ab"), lambda: sd.sdedit(images(2), "ab", strength=1.0)):
         with pytest.raises(FsadError, match="list of sentences"):

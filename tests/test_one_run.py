@@ -153,6 +153,8 @@ def test_examples_are_chosen_without_scores_and_never_twice():
 
 
 def test_typical_images_are_neither_the_best_nor_the_worst(predictions):
+    unsorted = one_run.typical(predictions.assign(label=-1), n=2)
+    assert len(unsorted) == 2 and set(unsorted.label) == {-1}, "an own folder without labels has ordinary images, too"
     table = one_run.typical(predictions, n=2)
     assert table.label.tolist() == [0, 0, 1, 1]
     scores = part(predictions, "adp", "sum")

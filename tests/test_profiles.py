@@ -201,3 +201,19 @@ def test_the_home_directory_in_a_checkpoint_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_profile("mini", "clip.checkpoint=~/my/clip").path("clip") == tmp_path / "my/clip"
     assert load_profile("mini", {"models_root": "~/models"}).path("clip") == tmp_path / "models/clip"
+
+
+def test_a_backbone_that_timm_does_not_know_is_named_before_training():
+    from fsad_lib.profiles import missing_checkpoints
+
+    with pytest.raises(FsadError, match="backbone.name: timm knows no model 'resnet999'; did you mean"):
+        missing_checkpoints(load_profile("mini", "backbone.name=resnet999"))
+    with pytest.raises(FsadError, match="backbone.name: no checkpoint for resnet18"):
+        missing_checkpoints(load_profile("mini", "backbone.name=resnet18"))
+    missing_checkpoints(load_profile("mini"))
+
+
+@pytest.mark.parametrize("key", ["diffusion.image_size", "inpainting.image_size", "vqgan.image_size", "backbone.image_size", "baselines.efficientad_image_size"])
+def test_a_side_that_no_memory_holds_is_refused(key):
+    with pytest.raises(FsadError, match=key.replace(".", r"\.") + ".*4096"):
+        load_profile("mini", f"{key}=31968")

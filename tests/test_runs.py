@@ -425,6 +425,24 @@ def test_a_run_without_what_it_made_is_not_complete(home, lost):
     assert opened(home).complete, "what no stage makes any more is not waited for"
 
 
+@pytest.mark.parametrize("cut", ["rows.json", "report/predictions.csv"])
+def test_a_run_whose_products_were_emptied_is_not_complete(home, cut):
+    run = opened(home)
+    with run.writing("rows.json") as temporary:
+        temporary.write_text("[1, 2]")
+    with runs.replacing(run.path / "report/predictions.csv") as temporary:
+        temporary.write_text("rank,path")
+    finish(run)
+    assert opened(home).complete
+    (run.path / cut).write_text("")
+    assert not opened(home).complete
+
+
+def test_a_tag_of_ones_own_does_not_look_like_that_of_overrides(home):
+    with pytest.raises(FsadError, match="set-1234.*Choose another"):
+        opened(home, tag="set-1234")
+
+
 def test_a_run_recorded_before_products_were_listed_stays_complete(home):
     run = opened(home)
     finish(run)

@@ -307,6 +307,17 @@ def test_scores_are_the_trained_detectors(project, evaluated):
     assert evaluated.maps["patchcore/generated"].shape == (4, 32, 32) and evaluated.paths == test.path.tolist()
 
 
+def test_an_unsorted_image_takes_no_pixel_metric_away(project, evaluated):
+    run = open_run(project, "42_evaluate")
+    test, rng = run.table().query("split == 'test'").reset_index(drop=True), np.random.default_rng(0)
+    found = {("patchcore", "shots"): (rng.random(4), rng.random((4, 8, 8)).astype(np.float32))}
+    plain = stages._measure(run, test, found)[1]
+    unsorted = pd.concat([test.head(1).assign(label=-1, mask_path=None, defect="unknown"), test], ignore_index=True)
+    more = {key: (np.append(0.9, scores), np.concatenate([maps[:1], maps])) for key, (scores, maps) in found.items()}
+    predictions, rows = stages._measure(run, unsorted, more)
+    assert len(predictions) == 5 and "pixel_auroc" in plain[0] and rows == plain
+
+
 def test_a_killed_evaluation_goes_on_at_its_detector(project, evaluated, monkeypatch):
     run, loaded, original = open_run(project, "42_evaluate"), [], stages.load_detector
     for name in ("predictions.parquet", "maps.npz", "rows.json"):

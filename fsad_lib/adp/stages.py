@@ -365,9 +365,9 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
         "winclip": got[f"{rival}.maps"], "winclip_text": got[f"{rival}.zero_shot"], "patch_memory": got["patch_map"],
     }  # fmt: skip
     pixel: dict[tuple[str, str], dict[str, float]] = {}
-    if datasets.has_masks(test) and (test["label"] == 0).any():
-        size = min(MAP_SIZE, p.diffusion.image_size)
-        masks = datasets.read_masks(test, size)
+    if datasets.measurable(test):
+        size, known = min(MAP_SIZE, p.diffusion.image_size), (test["label"] >= 0).to_numpy(copy=True)  # writable, as torch wants its index
+        masks, paths = datasets.read_masks(test[known], size), test["path"][known].tolist()
         named = {
             ("adp", "memory"): "memory", ("adp", "sum"): "adp", ("adp_l", "sum"): "adp_l", ("winclip", "sum"): "winclip",
             ("winclip", "text"): "winclip_text", ("patch_memory", "memory"): "patch_memory",
@@ -376,9 +376,9 @@ def _score(run: Run, test: pd.DataFrame) -> tuple[dict, dict[str, np.ndarray], d
             large = (
                 patches.upsample(grid[name], size) if name == "patch_memory" else upsample(grid[name], size)
             )
-            pixel[key] = pixel_metrics(masks, large, paths)
+            pixel[key] = pixel_metrics(masks, large[known], paths)
         same = winclip_clip is clip
-        pixel["winclip_adp_backbone", "sum"] = pixel["winclip", "sum"] if same else pixel_metrics(masks, upsample(got["adp.maps"], size), paths)
+        pixel["winclip_adp_backbone", "sum"] = pixel["winclip", "sum"] if same else pixel_metrics(masks, upsample(got["adp.maps"], size)[known], paths)
     return scores, {name: value.numpy() for name, value in grid.items()}, pixel
 
 

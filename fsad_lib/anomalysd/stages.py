@@ -410,7 +410,7 @@ def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[p
     """Predictions, metric rows and small maps of one category; every image is kept the moment it is judged, the category when it is."""
     table, done, rows_file = (run.scratch(f"done-{name}.{kind}") for kind in ("parquet", "npz", "json"))
     if not all(path.is_file() for path in (table, done, rows_file)):
-        report, files, measurable = counter(f"evaluate {name}"), [], _measurable(test)
+        report, files, measurable = counter(f"evaluate {name}"), [], datasets.measurable(test)
         for i, path in enumerate(test["path"]):
             files.append(run.scratch(f"image-{i:05d}-{name}.npz"))
             if not files[-1].is_file():
@@ -432,11 +432,6 @@ def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[p
             file.unlink()
     with np.load(done) as file:
         return pd.read_parquet(table), json.loads(rows_file.read_text()), file["maps"]
-
-
-def _measurable(test: pd.DataFrame) -> bool:
-    """Whether pixel metrics exist."""
-    return datasets.has_masks(test) and bool((test["label"] == 0).any())
 
 
 def _measure(
@@ -463,17 +458,17 @@ def _measure(
         [base.assign(method=m, part=part, score=[float(r["scores"][i]) for r in one]) for i, (m, part) in enumerate(keys)],
         ignore_index=True,
     )
-    pixel, shown = {}, torch.from_numpy(maps(SHOWN))
-    if _measurable(test):
-        masks = datasets.read_masks(test, shown.shape[-1])
-        pixel = {key: pixel_metrics(masks, maps(key), test["path"].tolist()) for key in keys}
+    pixel, shown, known = {}, torch.from_numpy(maps(SHOWN)), (test["label"] >= 0).to_numpy(copy=True)  # writable, as torch wants its index
+    if datasets.measurable(test):
+        masks = datasets.read_masks(test[known], shown.shape[-1])
+        pixel = {key: pixel_metrics(masks, maps(key, known), test["path"][known].tolist()) for key in keys}
     small = _smaller(shown[:, None], KEPT_SIZE)[:, 0].half().numpy()
     rows = metric_rows(predictions, pixel, run.dataset.startswith("minifab"))
     for row in rows if pixel else ():
         key = row["method"], row["part"]
         if row["group"] != "all" and not key[0].startswith(("scale_", "alpha_")):  # those would cost time and fill no table
-            keep = (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy(copy=True)  # writable, as torch wants its index
-            row |= pixel_metrics(masks[keep], maps(key, keep))
+            keep = known & (test["label"].eq(0) | (seen == (row["group"] == "seen"))).to_numpy()
+            row |= pixel_metrics(masks[keep[known]], maps(key, keep))
     return predictions, [{"category": name, **row} for row in rows], small
 
 

@@ -82,7 +82,7 @@ class PatchCore:
             sampler = _Coreset(seen, 1.0)
             sampler.coreset_size = keep
             model.memory_bank = seen if keep == len(seen) else sampler.sample_coreset()
-        self.model, self.patches_seen, self.memory_size = model, len(seen), len(model.memory_bank)
+        self.model, self.patches_seen, self.memory_size = _with_neighbours(model), len(seen), len(model.memory_bank)
         return []
 
     def _network(self) -> PatchcoreModel:
@@ -106,9 +106,17 @@ class PatchCore:
             raise FsadError(f"a saved PatchCore without {error}; fit it again.") from None
         self.model = self._network().eval()
         self.model.memory_bank = bank.to(self.backbone.device)
+        _with_neighbours(self.model)
         self.patches_seen, self.memory_size = seen, len(bank)
         return self
 
     def __call__(self, x: Tensor, batch_size: int = 8) -> tuple[Tensor, Tensor]:
         """Scores (B,) and maps (B, size, size) of images (B, 3, H, W) in [0, 1]; higher = more anomalous."""
         return infer(fitted(self.model), self.backbone.preprocess, x, batch_size)
+
+
+def _with_neighbours(model: PatchcoreModel) -> PatchcoreModel:
+    """A memory of one patch has no neighbours to weigh a score by; anomalib would weigh it by the batch's other images."""
+    if len(model.memory_bank) == 1:
+        model.num_neighbors = 1
+    return model

@@ -79,7 +79,7 @@ class ReverseDistillation:
             model.train()
 
             def step(rows: Tensor) -> float:
-                loss = criterion(*model(self.backbone.preprocess(x[rows])))  # sum over layers of 1 - cos(encoder, decoder)
+                loss = criterion(*model(self.backbone.preprocess(x[rows]).contiguous()))  # sum over layers of 1 - cos(encoder, decoder)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

@@ -40,6 +40,7 @@ __all__ = [
     "default_root",
     "has_masks",
     "load",
+    "measurable",
     "read_image",
     "read_images",
     "read_mask",
@@ -170,7 +171,8 @@ def _load_minifab(dataset: str, category: str | None, data_root: Path) -> pd.Dat
 
 
 def has_masks(table: pd.DataFrame) -> bool:
-    """True when pixel metrics can be computed: defective test images exist, all with a mask, and none is unlabelled.
+    """True when every defective test image, of which there are some, has a mask, and none is unlabelled. Pixel metrics also need good images and
+    leave unlabelled ones out: `measurable`.
 
     Example:
         >>> import pandas as pd
@@ -181,6 +183,19 @@ def has_masks(table: pd.DataFrame) -> bool:
     test = table[table["split"] == "test"]
     bad = test[test["label"] != 0]
     return bool(len(bad)) and bool((bad["label"] == 1).all()) and bool(bad["mask_path"].notna().all())
+
+
+def measurable(table: pd.DataFrame) -> bool:
+    """Whether pixel metrics can be computed on the labelled test images: good ones, and defective ones that all have a mask.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"split": "test", "label": [0, 1, -1], "mask_path": [None, "hole/000_mask.png", None]})
+        >>> measurable(table), has_masks(table), measurable(table[1:])  # an unsorted image takes nothing away; no good image
+        (True, False, False)
+    """
+    known = table[table["label"] >= 0]
+    return has_masks(known) and bool(((known["split"] == "test") & (known["label"] == 0)).any())
 
 
 @lru_cache(maxsize=100_000)
@@ -215,7 +230,7 @@ def check_readable(table: pd.DataFrame) -> None:
 
 
 def check_masks(table: pd.DataFrame) -> None:
-    """Read the masks of a table that allow pixel metrics, and nothing else, so that a broken one is named before a run.
+    """Read every mask of a table's defective images, so that a broken one is named before a run.
 
     Raises:
         FsadError: a defective image whose mask is empty, of another size, damaged or gone; every such file is named, up to five.
@@ -233,10 +248,8 @@ def check_masks(table: pd.DataFrame) -> None:
     """
     from fsad_lib.datasets.images import checked_mask
 
-    if not has_masks(table):
-        return
     problems = []
-    bad = table[(table["split"] == "test") & (table["label"] == 1)]
+    bad = table[(table["split"] == "test") & (table["label"] == 1) & table["mask_path"].notna()]
     for path, mask in zip(bad["path"], bad["mask_path"], strict=True):
         try:
             if not checked_mask(mask, path).any():

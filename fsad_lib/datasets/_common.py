@@ -13,7 +13,7 @@ from fsad_lib.errors import FsadError
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .bmp .tif .tiff .webp .pgm .ppm .gif".split())
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .pgm .ppm .gif".split())
 COLUMNS = ("path", "category", "split", "label", "defect", "mask_path")
 UNLABELLED = -1
 

@@ -83,7 +83,9 @@ def _folders(root: Path) -> dict[str, Path]:
     found = category_folders(root)
     if not found:
         inner = ", ".join(p.name for p in list_folders(root)[:8]) or "no folder"
-        raise FsadError(f"no category in {root}: found {inner}, but no train/good inside.\n{TREE}")
+        spelled = next((p for one in list_folders(root) for p in one.glob("*/*") if p.parts[-2:] != ("train", "good") and "/".join(p.parts[-2:]).lower() == "train/good"), None)
+        hint = f" {spelled} is spelled differently: rename it." if spelled else ""
+        raise FsadError(f"no category in {root}: found {inner}, but no train/good inside.{hint}\n{TREE}")
     return found
 
 
@@ -128,9 +130,9 @@ def rows_of(category: Path, name: str) -> list[tuple]:
         raise FsadError(f"no train/good in {category}.\n{TREE}")
     rows: list[tuple] = [(p, name, "train", 0, "good", None) for p in list_images(train)]
     if not rows:
-        raise FsadError(
-            f"{train} holds no image; expected at least one normal image (PNG, JPEG, TIFF, BMP, WebP)"
-        )
+        found = sorted({p.suffix.lower() or p.name for p in train.iterdir() if p.is_file() and not p.name.startswith(".")})
+        held = f"files that are not read ({', '.join(found[:6])})" if found else "no file"
+        raise FsadError(f"{train} holds no image, but {held}; expected at least one normal image (PNG, JPEG, TIFF, BMP, WebP, PGM, PPM or GIF). Convert them.")
     test = category / "test"
     if not test.is_dir() and train.parent == category:
         test = category  # good/ with the images to judge beside it

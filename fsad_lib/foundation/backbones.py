@@ -101,6 +101,29 @@ class Backbone:
         return tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in (8, 16))
 
 
+def check_name(name: str, has_checkpoint: bool) -> str:
+    """timm's name of a backbone; loads nothing.
+
+    Raises:
+        FsadError: a name that timm does not know, or one whose weights are not in a package and that has no checkpoint.
+
+    Example:
+        >>> check_name("efficientnet_lite0", False), check_name("resnet18", True)
+        ('tf_efficientnet_lite0', 'resnet18')
+    """
+    name = LITE0 if name == "efficientnet_lite0" else name
+    if name.partition(".")[0] not in timm.list_models():
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models()."
+        raise FsadError(f"timm knows no model {name!r}{hint}")
+    if name != LITE0 and not has_checkpoint:
+        raise FsadError(
+            f"no checkpoint for {name}: weights are never downloaded. Get timm's weights file for it and give "
+            "its path as the backbone's checkpoint."
+        )
+    return name
+
+
 def load_backbone(
     name: str = "efficientnet_lite0",
     checkpoint: str | Path | None = None,
@@ -125,18 +148,8 @@ def load_backbone(
         >>> [tuple(f.shape) for f in backbone.features(torch.rand(1, 3, 64, 64))]
         [(1, 40, 16, 16), (1, 112, 8, 8)]
     """
-    if name == "efficientnet_lite0":
-        name = LITE0
-    if name not in timm.list_models():
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models()."
-        raise FsadError(f"timm knows no model {name!r}{hint}")
+    name = check_name(name, checkpoint is not None)
     if checkpoint is None:
-        if name != LITE0:
-            raise FsadError(
-                f"no checkpoint for {name}: weights are never downloaded. Get timm's weights file for it and give "
-                "its path as the backbone's checkpoint."
-            )
         model = timm.create_model(name, pretrained=False)
         state = _from_lite0_package(_read(_lite0_file()), model)
         model.load_state_dict(state, strict=True)

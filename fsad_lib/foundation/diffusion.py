@@ -194,7 +194,7 @@ class Diffusion:
         Raises:
             FsadError: images that are not as above.
         """
-        x = resize(check_images(x), self.image_size).to(self.device)
+        x = resize(check_images(x).float(), self.image_size).to(self.device)
         parts = [self.vae.encode(2 * part - 1).latent_dist for part in x.split(batch_size)]
         scale = self.vae.config.scaling_factor
         return scale * torch.cat([p.mean for p in parts]), scale * torch.cat([p.std for p in parts])
@@ -248,7 +248,7 @@ class Diffusion:
         text = self._states(prompts, concepts)
         side = self.image_size // self.factor
         out = []
-        for index in torch.arange(len(text)).split(batch_size):
+        for index in torch.arange(len(text)).split(batch_size) if len(text) else ():  # nothing splits into one empty part
             start = torch.cat(
                 [torch.randn(1, self.unet.config.in_channels, side, side, generator=generator(seed, "generate", i))
                  for i in index.tolist()]
@@ -289,7 +289,7 @@ class Diffusion:
                 different number.
         """
         count_steps(strength, num_inference_steps)
-        x = check_images(x)  # diffusers would take a batch with one negative value for images in [-1, 1]
+        x = check_images(x).float()  # diffusers would take a batch with one negative value for images in [-1, 1]
         check_sentences(prompts)
         if len(prompts) != len(x):
             raise FsadError(
@@ -300,7 +300,7 @@ class Diffusion:
             return self.decode(self.posterior(x, batch_size)[0], batch_size)
         text = self._states(prompts, concepts)
         out = []
-        for index in torch.arange(len(x)).split(batch_size):
+        for index in torch.arange(len(x)).split(batch_size) if len(x) else ():
             rows = index.to(self.device)
             noise = [generator(seed, "sdedit", first_index + i) for i in index.tolist()]
             out.append(

@@ -34,6 +34,9 @@ LARGEST = 10_000_000
 """No count, number of steps or size is greater: a slip of the finger is refused now, not when memory or time runs out."""
 
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+LARGEST_SIDE = 4096
+"""No model here reads larger pictures, and memory grows with the square of the side."""
+Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 Steps = Annotated[int, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -114,7 +117,7 @@ class Diffusion(_Model):
     """A diffusers folder in hub layout; ``image_size`` in pixels."""
 
     checkpoint: str
-    image_size: Positive
+    image_size: Side
     source: str = ""
 
 
@@ -123,7 +126,7 @@ class Backbone(_Model):
 
     name: str
     checkpoint: str | None = None
-    image_size: Positive = 224
+    image_size: Side = 224
     source: str = ""
 
 
@@ -198,7 +201,7 @@ class Anomalysd(_Model):
     image_share: Annotated[float, Field(ge=0, le=1)]
     sigma: AtLeast0
     epsilon: Above0
-    perceptual_size: Annotated[int, Field(ge=31, le=LARGEST)] | None
+    perceptual_size: Annotated[int, Field(ge=31, le=LARGEST_SIDE)] | None
     batch_size: Positive
     test_images: TestImages = None
 
@@ -212,7 +215,7 @@ class Vqgan(_Model):
     """A VQGAN: the miniature's folder, or a checkpoint of taming-transformers; ``image_size`` in pixels."""
 
     checkpoint: str
-    image_size: Positive
+    image_size: Side
     source: str = ""
 
 
@@ -284,7 +287,7 @@ class Baselines(_Model):
     efficientad_steps: Positive
     efficientad_lr: Above0
     efficientad_weight_decay: AtLeast0
-    efficientad_image_size: Annotated[int, Field(ge=256, le=LARGEST)]
+    efficientad_image_size: Annotated[int, Field(ge=256, le=LARGEST_SIDE)]
     efficientad_penalty: Positive
     distillation_steps: Positive
     distillation_batch_size: Positive
@@ -558,6 +561,7 @@ def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
     """Return when every file of the profile's ``sections`` is there; else raise :class:`FsadError` naming each
     missing file, where to get it and where to put it. Nothing is loaded: it takes milliseconds."""
     lines: list[str] = []
+    unknown_backbones(profile, sections)
     for section in sections:
         path = profile.path(section)
         missing = _missing_files(section, path, profile.name == "mini") if path is not None else []
@@ -570,6 +574,20 @@ def missing_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
         example = f"{lines[0].split(':')[0].strip()}.checkpoint=/path/to/it"
         remedy = f"Download them, or point to your copy with an override such as '{example}'."
         raise FsadError("\n".join([title, *lines, remedy]))
+
+
+def unknown_backbones(profile: Profile, sections: tuple[str, ...]) -> None:
+    """Return when timm knows every backbone that an override names; else raise :class:`FsadError`, before an earlier stage has trained for hours."""
+    shipped = load_profile(profile.name)
+    for section in sections:
+        ours = getattr(profile, section)
+        if isinstance(ours, Backbone) and ours.name != getattr(shipped, section).name:
+            from fsad_lib.foundation.backbones import check_name  # here, because it takes seconds
+
+            try:
+                check_name(ours.name, ours.checkpoint is not None)
+            except FsadError as error:
+                raise FsadError(f"{section}.name: {error}") from None
 
 
 def damaged_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECTIONS) -> None:

@@ -205,11 +205,11 @@ def failures(predictions: pd.DataFrame, key: str = "adp", n: int = 6) -> pd.Data
 
 def typical(predictions: pd.DataFrame, key: str = "adp", n: int = 2) -> pd.DataFrame:
     """n good and n defective images with ordinary scores: those at evenly spaced ranks within their class, neither the best nor the
-    worst. Columns of :func:`scores_of` and ``memory``, ADP's memory score."""
+    worst; without labels n of all. Columns of :func:`scores_of` and ``memory``, ADP's memory score."""
     table = scores_of(predictions, key)
     table["memory"] = table.path.map(scores_of(predictions, "memory").set_index("path")["score"])
     chosen = []
-    for label in (0, 1):
+    for label in (0, 1) if (table.label >= 0).any() else (-1,):
         group = table[table.label == label].sort_values(["score", "path"])
         chosen.append(group.iloc[sorted({(len(group) * (2 * i + 1)) // (2 * n) for i in range(n)})] if len(group) else group)
     return pd.concat(chosen, ignore_index=True)

@@ -559,19 +559,19 @@ def _measure(run: Run, test: pd.DataFrame, found: dict[tuple[str, str], tuple[np
         seen = ~test["defect"].isin(UNSEEN)
     base = test[["path", "category", "label", "defect"]].assign(seen=seen)
     predictions = pd.concat([base.assign(method=m, part=part, score=scores.astype(float)) for (m, part), (scores, _) in found.items()], ignore_index=True)
-    masks, pixel = None, {}
-    if datasets.has_masks(test) and (test["label"] == 0).any():
-        masks = datasets.read_masks(test, next(iter(found.values()))[1].shape[-1])
-        pixel = {key: pixel_metrics(masks, maps, test["path"].tolist()) for key, (_, maps) in found.items()}
+    masks, pixel, known = None, {}, (test["label"] >= 0).to_numpy(copy=True)  # writable, as torch wants its index
+    if datasets.measurable(test):
+        masks = datasets.read_masks(test[known], next(iter(found.values()))[1].shape[-1])
+        pixel = {key: pixel_metrics(masks, maps[known], test["path"][known].tolist()) for key, (_, maps) in found.items()}
     if pixel and run.dataset == "mvtec_loco":
         regions = _regions(test, next(iter(found.values()))[1].shape[-1])
         pixel = {key: values | {"au_spro": au_spro(regions, found[key][1])} for key, values in pixel.items()}
     rows = metric_rows(predictions, pixel, minifab)
     for group, of in _kinds(run.dataset, test).items():
-        keep = (of | test["label"].eq(0)).to_numpy(copy=True)  # writable, as torch wants its index
+        keep = known & (of | test["label"].eq(0)).to_numpy()
         for (method, part), (scores, maps) in found.items():
             row = {"method": method, "part": part, "group": group, "n": int(keep.sum()), **image_metrics(test["label"][keep], scores[keep])}
-            rows.append(row | (pixel_metrics(masks[keep], maps[keep]) if masks is not None else {}))
+            rows.append(row | (pixel_metrics(masks[keep[known]], maps[keep]) if masks is not None else {}))
     return predictions, [{"category": run.category, **row} for row in rows]
 
 

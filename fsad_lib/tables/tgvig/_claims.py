@@ -9,7 +9,16 @@ from fsad_lib.runs import overrides_tag
 from fsad_lib.tables._rows import NOT_RUN, bootstrap_categories, expected_categories
 from fsad_lib.tables._text import interval, verdict
 from fsad_lib.tables.tgvig._gains import paired_gap, rows_of
-from fsad_lib.tables.tgvig._names import ABLATIONS, BASELINES, CONTROLS, SETTINGS, TABLE1, reported, surface, words
+from fsad_lib.tables.tgvig._names import (
+    ABLATIONS,
+    BASELINES,
+    CONTROLS,
+    SETTINGS,
+    TABLE1,
+    reported,
+    surface,
+    words,
+)
 from fsad_lib.tables.tgvig._tables import SAME_PRODUCTS, quality, synthesized, table1, table3
 
 
