@@ -41,8 +41,14 @@ FIGURES = {"adp": "50_figures_adp", "anomalysd": "51_figures_anomalysd", "tgvig"
 """method -> the notebook that writes its tables and figures."""
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
-TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0, "51": 30.0, "52": 30.0}
+TYPICAL_SECONDS: dict[str, float] = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0, "51": 30.0, "52": 30.0}
 """A first guess of a mini stage's time, until this machine has finished runs to learn from."""
+
+
+OUT_OF_MEMORY = (
+    "The card's memory is full: end other programs on it, use --jobs 1, or lower adp.batch_size, anomalysd.train_batch_size and anomalysd.batch_size, "
+    "tgvig.images and tgvig.augmented, or the model's image_size. The same command goes on from the last saved step."
+)
 
 
 class StageError(RuntimeError):
@@ -456,8 +462,9 @@ def _papermill(
             os.replace(output, kept)
         if error.ename in ("FsadError", "fsad_lib.errors.FsadError"):
             raise FsadError(error.evalue) from None
+        advice = f"\n{OUT_OF_MEMORY}" if error.ename in ("OutOfMemoryError", "torch.OutOfMemoryError") else ""
         raise StageError(
-            f"{path.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {kept} for the whole story."
+            f"{path.stem}, cell {error.exec_count}: {error.ename}: {error.evalue}{advice}\nSee {kept} for the whole story."
         ) from None
     except RuntimeError as error:
         # nbclient has no class of its own for a kernel that dies, or says nothing, while it starts
@@ -498,12 +505,12 @@ def _duration(seconds: float) -> str:
     return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
-def expected_seconds(notebook: str, profile: str) -> float:
-    """A stage's typical time: the median of this machine's finished runs, else :data:`TYPICAL_SECONDS`."""
+def expected_seconds(notebook: str, profile: str) -> float | None:
+    """A stage's typical time: the median of this machine's finished runs, else in ``mini`` :data:`TYPICAL_SECONDS`; None: not known yet."""
     folder = runs.project_root() / "data" / "runs" / profile
     seen = [runs.read_record(p).get("wall_seconds") for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
     times = [seconds for seconds in seen if isinstance(seconds, int | float) and seconds > 0]
-    return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0)
+    return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0) if profile == "mini" else None
 
 
 def cells(
@@ -630,10 +637,15 @@ def _run_cells(
     """Run the open stages, ``jobs`` cells side by side, and say what remains; ``report`` is filled in."""
     remaining = {s: sum(s in open_stages for _, _, open_stages in todo) for s in stages}
     expected = {s: expected_seconds(s, profile) for s in stages}
+
+    def rest(jobs: int) -> str:
+        if any(expected[s] is None for s, n in remaining.items() if n):
+            return "time not known yet"
+        return f"about {_duration(sum(expected[s] * n for s, n in remaining.items() if n) / jobs)}"
+
     left = sum(remaining.values())
     if left:
-        total = sum(expected[s] * n for s, n in remaining.items()) / min(jobs, len(todo))
-        say(f"{left} stage(s) to run, {report.skipped} complete already; about {_duration(total)} with {jobs} job(s)")
+        say(f"{left} stage(s) to run, {report.skipped} complete already; {rest(min(jobs, len(todo)))} with {jobs} job(s)")
     elif report.skipped:
         say(f"Nothing to run: all {report.skipped} stages are complete already")
     threads = max(1, _processors() // jobs) if jobs > 1 else None
@@ -669,9 +681,9 @@ def _run_cells(
             report.done += not result.skipped
             report.skipped += result.skipped
             if not result.skipped:
-                expected[stage] += 0.3 * (result.seconds - expected[stage])
-            rest = sum(expected[s] * n for s, n in remaining.items()) / jobs
-            tell(f"[{finished}/{left}] {name}  {stage}  {_duration(result.seconds)}; about {_duration(rest)} left")
+                known = expected[stage]
+                expected[stage] = result.seconds if known is None else known + 0.3 * (result.seconds - known)
+            tell(f"[{finished}/{left}] {name}  {stage}  {_duration(result.seconds)}; {rest(jobs)} left")
 
     if jobs == 1:
         for cell in todo:
@@ -757,7 +769,8 @@ def grids(method: str, profile: str = "mini") -> list[dict[str, Any]]:
     plans = [several((1, 5)), *(several((1, 5), few, overrides=text) for text in trained)]
     plans += [several((1,), few, overrides=text) for text in tgvig.ablation_overrides(profile)]
     plans += [several((1,), [p for p in pairs if p[0] != "elpv"], overrides=text) for text in tgvig.MEMORIES[profile].values() if text]
-    plans.append(several((1,), few, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
+    one = few if small else [("mvtec_ad", "hazelnut")]  # the paper's Tables 1 and 2 are of one product, which the profile's caption describes
+    plans.append(several((1,), one, overrides=tgvig.table1_overrides(profile), tag=tgvig.TABLE1_TAG))
     if small:
         plans.append(several((TRAIN_GOOD,), few) | {"seeds": (0,)})
     else:

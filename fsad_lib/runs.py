@@ -278,12 +278,21 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(here, name)))
 
 
-def _tree_hash(path: Path | None) -> list[list[str]]:
+def _model_hash(section: str, path: Path | None) -> list[list[str]]:
+    """What a section of the profile loads, name by name. What else lies in a hub folder (a readme, other formats of the same weights) changes no
+    result; a photograph pool of gigabytes is told by names and sizes."""
+    from fsad_lib.profiles import loaded_files, read_folders
+
     if path is None:
         return []
-    files = sorted(_files(path)) if path.is_dir() else [path]
-    names = [p.relative_to(path).as_posix() if path.is_dir() else "file" for p in files]
-    return [list(pair) for pair in zip(names, file_hashes(files), strict=True)]
+    if not path.is_dir():
+        return [["file", *file_hashes([path])]]
+    if section == "efficientad_penalty":
+        return [[p.relative_to(path).as_posix(), str(p.stat().st_size)] for p in sorted(_files(path))]
+    loaded = loaded_files(section, path)
+    texts = [p for folder in read_folders(section, path) for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model") and p.is_file()]
+    files = sorted({*loaded, *texts}) or sorted(_files(path))
+    return [[p.relative_to(path).as_posix(), found] for p, found in zip(files, file_hashes(files), strict=True)]
 
 
 # --- the code of a stage ---------------------------------------------------------------------------------------------
@@ -529,7 +538,7 @@ def _manifest(root: Path, dataset: str, category: str, data_root: str, seed: int
 def _models(root: Path, dump: str, profile: Any, method: str = "", stage: str = "") -> dict[str, list]:
     from fsad_lib.profiles import sections
 
-    return {section: _tree_hash(profile.path(section)) for section in sections(method, profile, stage)}
+    return {section: _model_hash(section, profile.path(section)) for section in sections(method, profile, stage)}
 
 
 def model_hashes(profile: Any, method: str = "", stage: str = "") -> dict[str, list]:

@@ -198,7 +198,7 @@ def test_a_killed_evaluation_goes_on_at_its_image_with_the_same_scores(project, 
 def test_maps_are_kept_and_read_one_method_at_a_time(tmp_path, monkeypatch, masks):
     test = pd.DataFrame({"path": ["a", "b", "c"], "category": "gear", "split": "test", "label": [0, 1, 1], "defect": ["good", "hole", "hole"]})
     test["mask_path"] = [None, "b", "c"] if masks else None
-    run = SimpleNamespace(dataset="folder", scratch=lambda name: tmp_path / name)
+    run = SimpleNamespace(dataset="folder", categories=["gear"], scratch=lambda name: tmp_path / name)
     made = {key: torch.rand(3, 8, 8) for key in (("winclip", "given"), ("anomalysd", "given"), ("patch_memory", "shared"))}
     entries, measured, measure = [], [], stages._measure
 

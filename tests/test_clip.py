@@ -248,6 +248,13 @@ def test_other_text_towers_are_refused(tmp_path):
         load_clip(folder)
 
 
+@pytest.mark.parametrize("held", [[1], {"state_dict": {"a": 1}}, {1: torch.zeros(1)}])
+def test_files_without_named_weights_are_refused(tmp_path, held):
+    torch.save(held, tmp_path / "odd.pt")
+    with pytest.raises(FsadError, match="odd.pt holds no named weights"):
+        load_clip(tmp_path / "odd.pt", architecture="ViT-B-32")
+
+
 def test_the_shortcut_from_the_learned_word_on_is_exact(clip, monkeypatch):
     prompts = ["a photo of a damaged <c>", "the <c>", "a <d> beside the <c> with damage", "<d>", "a close-up photo of one <c> and a <c>."]
     c, d = (torch.randn(clip.token_dim, generator=torch.Generator().manual_seed(i)).mul_(0.1).requires_grad_() for i in (0, 1))

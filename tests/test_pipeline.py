@@ -160,7 +160,11 @@ def test_an_empty_mask_stops_before_a_kernel_starts(home, monkeypatch):
     assert not pipeline._preflight(pipeline.plan("10_first_fake", given(home))[0].profile, [("folder", "part")], str(home / "mine"), "fake")
 
 
-@pytest.mark.parametrize("names, message", [(["test/good/gone.png"], "1 image, "), (["test/good/gone.png", "ground_truth/scratch/0.png"], "2 images, ")])
+MASK = "image not found: .*ground_truth/scratch/0.png. Was it moved or deleted"
+
+
+@pytest.mark.parametrize("names, message", [(["test/good/gone.png"], "cannot read 1 image, the first: .*gone.png; make them readable or remove them"),
+                                            (["test/good/gone.png", "ground_truth/scratch/0.png"], MASK)])  # fmt: skip
 def test_images_and_masks_that_lead_nowhere_stop_before_a_kernel_starts(home, monkeypatch, names, message):
     monkeypatch.setattr(pipeline, "_papermill", lambda *a: pytest.fail("a kernel was started"))
     picture = home / "mine/part/test/scratch/1.png"  # without a mask, so that no mask is read
@@ -168,7 +172,7 @@ def test_images_and_masks_that_lead_nowhere_stop_before_a_kernel_starts(home, mo
     for name in names:
         (home / "mine/part" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "mine/part" / name).symlink_to(home / "nowhere.png")
-    with pytest.raises(FsadError, match=f"cannot read {message}the first: .*gone.png; make them readable or remove them"):
+    with pytest.raises(FsadError, match=message):
         pipeline.execute("10_first_fake", given(home))
 
 
@@ -726,6 +730,22 @@ def test_the_grid_behind_each_methods_tables():
         load_profile("mini", text or None)
     with pytest.raises(FsadError, match="Unknown method 'patchcore'"):
         pipeline.grids("patchcore")
+
+
+def test_the_papers_grid_runs_nothing_twice_and_table_1_on_its_one_product(monkeypatch):
+    from fsad_lib.profiles import load_profile
+    from fsad_lib.tables import tgvig
+
+    monkeypatch.setattr(pipeline, "cells", lambda names, *more, **how: [(name, "bottle") for name in names])
+    monkeypatch.setattr(pipeline, "all_images", lambda pairs: {})
+    own = load_profile("paper")
+    texts = [plan["overrides"] for plan in pipeline.grids("anomalysd", "paper") if "overrides" in plan]
+    assert texts and all(load_profile("paper", text) != own for text in texts), "the profile's own values are no ablation"
+    assert [plan["pairs"] for plan in pipeline.grids("tgvig", "paper") if plan.get("tag") == tgvig.TABLE1_TAG] == [[("mvtec_ad", "hazelnut")]]
+
+
+def test_an_estimate_that_nothing_was_measured_for_is_not_given(home):
+    assert pipeline.expected_seconds("40_evaluate_adp", "paper") is None and pipeline.expected_seconds("40_evaluate_adp", "mini") > 0
 
 
 def in_parameters_cell(source):

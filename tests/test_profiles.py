@@ -203,6 +203,21 @@ def test_the_home_directory_in_a_checkpoint_is_expanded(tmp_path, monkeypatch):
     assert load_profile("mini", {"models_root": "~/models"}).path("clip") == tmp_path / "models/clip"
 
 
+def test_what_no_loader_reads_changes_no_hash(tmp_path):
+    from fsad_lib import runs
+
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json", "tokenizer/merges.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    before = runs._model_hash("diffusion", tmp_path)
+    assert [name for name, _ in before] == ["tokenizer/merges.txt", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "v2-1_768-ema-pruned.ckpt").write_text("the same weights in another format")
+    assert runs._model_hash("diffusion", tmp_path) == before
+    (tmp_path / "tokenizer/merges.txt").write_text("y")
+    assert runs._model_hash("diffusion", tmp_path) != before
+
+
 def test_a_backbone_that_timm_does_not_know_is_named_before_training():
     from fsad_lib.profiles import missing_checkpoints
 

@@ -1,7 +1,7 @@
 """Fine-tuning on the K normal images of every category together: the U-Net's noise prediction, then the VAE's decoder.
 
 Every random number of a step comes from ``(seed, step)``, so that an interrupted training that resumes from its checkpoint ends with the
-very weights of one that was never interrupted.
+very weights of one that was never interrupted (on a GPU, whose sums may come in another order, up to rounding).
 """
 
 from collections.abc import Callable, Sequence

@@ -408,11 +408,12 @@ def _to_side(m: Tensor, side: int) -> Tensor:
 
 def _category(run: Run, judge: _Judge, name: str, test: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]], np.ndarray]:
     """Predictions, metric rows and small maps of one category; every image is kept the moment it is judged, the category when it is."""
-    table, done, rows_file = (run.scratch(f"done-{name}.{kind}") for kind in ("parquet", "npz", "json"))
+    number = run.categories.index(name)  # a name may be as long as the file system allows
+    table, done, rows_file = (run.scratch(f"done-{number:03d}.{kind}") for kind in ("parquet", "npz", "json"))
     if not all(path.is_file() for path in (table, done, rows_file)):
         report, files, measurable = counter(f"evaluate {name}"), [], datasets.measurable(test)
         for i, path in enumerate(test["path"]):
-            files.append(run.scratch(f"image-{i:05d}-{name}.npz"))
+            files.append(run.scratch(f"image-{number:03d}-{i:05d}.npz"))
             if not files[-1].is_file():
                 guess, value, maps = judge(path, name)
                 keys = ["/".join(key) for key in maps]

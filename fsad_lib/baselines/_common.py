@@ -64,7 +64,8 @@ def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[Tensor], float], rows: Iterable[Tensor], inputs: Sequence[Tensor], *,
     frozen: str, derived: tuple[str, ...] = (), settings: str = "", schedule: Any = None, checkpoint: str | Path | None = None, progress: Progress | None = None,
 ) -> list[float]:  # fmt: skip
-    """The loss of each step, inside :func:`seeded`. An interrupted training goes on from its last checkpoint and ends with the very same weights.
+    """The loss of each step, inside :func:`seeded`. An interrupted training goes on from its last checkpoint and ends with the very
+    same weights (on a GPU up to rounding).
 
     Args:
         step: takes the numbers of a step's images, does the step, gives its loss.

@@ -509,7 +509,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as a file of weights ({_shorten(str(error))}). It may be incomplete, or a "
             "TorchScript archive such as OpenAI's own; use a .safetensors or state-dict file of the same model."
         ) from error
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise FsadError(f"{path} holds no named weights; expected a state dict of an open_clip model.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 

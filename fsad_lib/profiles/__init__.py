@@ -595,7 +595,7 @@ def damaged_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
     else raise :class:`FsadError` naming each. No weights are read: it takes milliseconds."""
     lines: dict[str, None] = {}  # sections may share a file
     for section in sections:
-        for file in _loaded_files(section, profile.path(section), profile.name == "mini"):
+        for file in loaded_files(section, profile.path(section)):
             if damage := _damage(file):
                 lines[f"  {file}: {damage}"] = None
     if lines:
@@ -603,17 +603,21 @@ def damaged_checkpoints(profile: Profile, sections: tuple[str, ...] = MODEL_SECT
         raise FsadError("\n".join([f"Profile {profile.name!r} needs checkpoints that are damaged on disk:", *lines, remedy]))
 
 
-def _loaded_files(section: str, path: Path | None, shared_text_encoder: bool) -> list[Path]:
-    """The files of weights and settings below a section's checkpoint that its loader may read."""
+def read_folders(section: str, path: Path) -> list[Path]:
+    """The folders of a section's checkpoint whose files are read."""
+    if section in ("diffusion", "inpainting"):  # its own folder may hold other programs' files
+        return [path / name for name in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")]
+    return [path]
+
+
+def loaded_files(section: str, path: Path | None) -> list[Path]:
+    """The files of weights and settings below a section's checkpoint that its loader may read; of folders of images none."""
     if path is None or section in ("outside", "efficientad_penalty"):  # folders of images
         return []
     if not path.is_dir():
         return [path]
-    folders = [path]
-    if section in ("diffusion", "inpainting"):  # its own folder may hold other programs' files
-        folders = [path / name for name in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")]
     found = []
-    for folder in folders:
+    for folder in read_folders(section, path):
         for ending in (".safetensors", ".bin", ".ckpt"):
             weights = sorted(folder.glob(f"*{ending}"))
             found += [f for f in weights if f.name.count(".") == 1] or weights  # model.fp16.safetensors only where it stands alone

@@ -204,13 +204,14 @@ def show_seen_unseen(table: pd.DataFrame) -> pd.DataFrame:
 
 # -------------------------------------------------------------------- ablations
 def ablation_overrides(profile: str = "mini") -> list[str]:
-    """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one, which has the profile's own lambda.
+    """The overrides of every run behind :func:`ablations` and :func:`sensitivity`, besides the plain one, which has the profile's own values.
 
     >>> "anomalysd.strength=0.8" in ablation_overrides(), "anomalysd.strength=0.6" in ablation_overrides()
     (True, False)
     """
-    own = load_profile(profile).anomalysd.strength
-    return [*ABLATIONS.values(), *(f"anomalysd.strength={value:g}" for value in LAMBDAS if value != own)]
+    own = load_profile(profile)
+    lambdas = (f"anomalysd.strength={value:g}" for value in LAMBDAS)
+    return [text for text in (*ABLATIONS.values(), *lambdas) if load_profile(profile, text) != own]
 
 
 def ablations(root: str | Path | None = None, profile: str = "mini", shots: int = 1) -> pd.DataFrame:
@@ -229,6 +230,8 @@ def ablations(root: str | Path | None = None, profile: str = "mini", shots: int 
         found[label] = whole[whole.method == name]
     for label, overrides in ABLATIONS.items():
         rows = rows_of(root, profile, overrides_tag(overrides))
+        if overrides not in ablation_overrides(profile):
+            continue  # the profile's own value: nothing is left out
         found[label] = rows[(rows.shots == shots) & (rows.method == "anomalysd") & (rows.part == "given")]
     own = [(d, u) for of, d, u in units(PAPER_UNITS, whole, profile) if of == profile]
     for dataset, unit in own:

@@ -450,7 +450,9 @@ def augment(run: Run) -> Augmented:
                     for each in run.profile.baselines.names:  # refuses what none can be made of, before the images take their time
                         make_detector(run, each)
                     made = synthesize(run)
-                _train(run, made, name, arm)
+                with run.making():
+                    if not run.has(f"{product}.safetensors", f"{product}.json"):  # another process may have been quicker
+                        _train(run, made, name, arm)
             record = json.loads(run.product_path(f"{product}.json").read_text())
             values = record.pop("losses")
             tenth = max(1, len(values) // 10)

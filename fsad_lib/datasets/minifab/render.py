@@ -99,12 +99,6 @@ def _coordinates(scene: Scene, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray
     return c * x + s * y, -s * x + c * y
 
 
-def to_image(scene: Scene, x: float, y: float) -> tuple[float, float]:
-    """Object coordinates -> image coordinates in [-1, 1]."""
-    c, s = np.cos(scene.angle), np.sin(scene.angle)
-    return (c * x - s * y) * scene.scale + scene.shift[0], (s * x + c * y) * scene.scale + scene.shift[1]
-
-
 def _coverage(d: np.ndarray) -> np.ndarray:
     return np.clip(0.5 - d / PIXEL, 0, 1)
 
