@@ -247,14 +247,20 @@ def test_a_trend_over_unequal_categories_is_told_without_an_interval():
     assert _judge_widens(block, SimpleNamespace(kind="widens", left="adp", right="winclip"), [2, 16])[1] == "yes, no interval"
 
 
-@pytest.mark.parametrize(
-    ("seeds", "expected"),
-    [([1, 2], ("better in 1 of 1 categories", "yes")), ([0, 0], ("better in 0 of 1 categories", "no")), ([-1, 5], ("better with 1 of 2 seeds", "unclear"))],
-)
-def test_better_is_more_than_equal_and_needs_every_seed_of_one_category(seeds, expected):
+@pytest.mark.parametrize(("seeds", "better"), [([1, 2], 2), ([0, 0], 0), ([-1, 5], 1)])
+def test_one_category_cannot_be_better_class_by_class(seeds, better):
     from fsad_lib.tables._claims import _judge_each
 
-    assert _judge_each(trend(seeds, seeds), SimpleNamespace(left="adp", right="adp_l"), [16]) == expected
+    found = _judge_each(trend(seeds, seeds), SimpleNamespace(left="adp", right="adp_l"), [16])
+    assert found == (f"better with {better} of 2 seeds", "not judged: one category")
+
+
+@pytest.mark.parametrize(("gear", "expected"), [(1, ("better in 2 of 2 categories", "yes")), (0, ("better in 1 of 2 categories", "no"))])
+def test_better_class_by_class_is_more_than_equal_in_every_one(gear, expected):
+    from fsad_lib.tables._claims import _judge_each
+
+    block = SimpleNamespace(gap=lambda *_: {"per_category": pd.Series({"gear": gear, "wood": 2})})
+    assert _judge_each(block, SimpleNamespace(left="adp", right="adp_l"), [16]) == expected
 
 
 def test_a_few_runs_never_replace_the_rows_of_a_grid(tmp_path):
@@ -304,7 +310,7 @@ def test_no_comparison_below_chance_supports_a_claim(tmp_path):
         path.write_text(json.dumps(data))
     below = tables.claims(tmp_path).set_index(["Claim", "Data set"]).xs("ELPV mono", level="Data set")["Holds?"]
     supported = above.str.startswith("yes")
-    assert supported.sum() >= 6 and set(below[supported]) == {"no: below chance"}
+    assert supported.sum() >= 5 and set(below[supported]) == {"no: below chance"}
     assert (below[~supported] == above[~supported]).all(), "only a yes changes"
 
 

@@ -22,13 +22,14 @@ RULES = {
     "widens": "the difference at the most shots exceeds the one at the fewest, interval above 0; where there is one category, with every seed, and no interval",
     "closes": "the difference is below 0 at the fewest shots and exceeds that at the most, judged as one that widens",
     "order": "each step of the order is above 0 with its whole interval",
-    "each": "better in every category; where there is one category, with every seed",
+    "each": "better in every category; not judged where there is one category",
     "no_drop": "the difference is not below 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
     "not_better": "the difference is not above 0 with its whole interval; unclear where it is and the seeds of the one category disagree",
     "level": "within two reported standard deviations",
     "reproduced": "within one standard deviation of the WinCLIP paper's own mean; needs no run",
     "figure": "judged by eye",
 }
+ONE_CATEGORY = "not judged: one category"
 CHANCE = 50.0  # percent: the image AUROC of a coin
 BELOW_CHANCE = {"no_drop": "not judged: below chance", "not_better": "not judged: below chance"} | dict.fromkeys(
     ("gain", "widens", "closes", "order", "each"), "no: below chance"
@@ -91,8 +92,9 @@ def _judge_each(block: Block, claim, shots: list[int]) -> tuple[str, str]:
     if gap is None:
         return NOT_RUN, NOT_RUN
     better, seeds = gap["per_category"] > 0, gap.get("per_seed")
-    if seeds is not None and (seeds > 0).any() and not (seeds > 0).all():
-        return f"better with {(seeds > 0).sum()} of {len(seeds)} seeds", "unclear"
+    if len(better) == 1:  # "class by class" asks for several classes
+        each = f"better with {(seeds > 0).sum()} of {len(seeds)} seeds" if seeds is not None else f"better in {better.sum()} of 1 categories"
+        return each, ONE_CATEGORY
     return f"better in {better.sum()} of {len(better)} categories", "yes" if better.all() else "no"
 
 
