@@ -1,7 +1,8 @@
-"""What AnomalySD needs with Stable Diffusion 1.5 inpainting at 512 pixels, or TGVIG's integrator with the ImageNet VQGAN, memory and work, computed
-without a GPU and without allocating it.
+"""What AnomalySD needs with Stable Diffusion 1.5 inpainting at 512 pixels, ADP's words with Stable Diffusion 2.1 at 768, or TGVIG's integrator with
+the ImageNet VQGAN, memory and work, computed without a GPU and without allocating it.
 
     python benchmarks/memory_budget.py
+    python benchmarks/memory_budget.py --method adp
     python benchmarks/memory_budget.py --method tgvig
 
 Tensors are fake (shapes without numbers); PyTorch's tracker adds up what two training steps would hold at their peak: batch 1, AdamW in
@@ -22,13 +23,14 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from paper_sizes import UNET_15, _clip, _unet, _vae, _vqgan  # noqa: E402
+from paper_sizes import UNET, UNET_15, _clip, _unet, _vae, _vqgan  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_map_only  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
 from fsad_lib.anomalysd.detector import AnomalySD, Category, Cost, Settings  # noqa: E402
 from fsad_lib.datasets import mvtec_ad, visa  # noqa: E402
@@ -38,6 +40,7 @@ from fsad_lib.profiles import load_profile  # noqa: E402
 
 SPEED = 100e12
 """Operations per second assumed."""
+SPEED_FLOAT32 = 20e12
 IMAGES = {"MVTec AD": mvtec_ad.COUNTS, "VisA": visa.COUNTS}
 
 
@@ -159,6 +162,46 @@ def iteration(augmented: int, images: int, checkpointing: bool, side: int = 256,
     return live.peak / 2**30, counter.get_total_flops()
 
 
+def concept_step(checkpointing: bool, batch: int = 4, side: int = 96, config: dict = UNET, layers: int = 23, clip: str | None = "ViT-H-14") -> tuple[float, float]:
+    """GiB at the peak of one step of ADP's word in float32 (``adp/concepts.py``), all models held, and its floating-point operations. Adam works on
+    one vector, so that there are no moments to count.
+
+    Args:
+        batch: samples of the denoising loss. side: of the latent. config, layers: of U-Net and text encoder. clip: open_clip's name of the model that
+            reads 27 templates in two states; None: none does.
+    """
+    width = config["cross_attention_dim"]
+    text_config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=max(1, width // 64))
+    with FakeTensorMode():
+        unet, encoder, judge = _unet(config), CLIPTextModel(text_config), _clip(clip)() if clip else None
+        models = [model.eval().requires_grad_(False) for model in (unet, encoder, _vae(), *([judge] if judge else []))]
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        held = [tensor for model in models for tensor in model.state_dict().values()]
+        with Live(held) as live, FlopCounterMode(display=False) as counter:
+            c = torch.randn(width, requires_grad=True)
+            hook = encoder.get_input_embeddings().register_forward_hook(lambda module, given, out: out + c)
+            text = encoder(torch.zeros(batch, 77, dtype=torch.long)).last_hidden_state
+            hook.remove()
+            z = torch.randn(batch, config["in_channels"], side, side)
+            loss = (unet(z, torch.full((batch,), 500), text).sample - z).square().mean()
+            if judge:
+                length = 14  # the longest template; texts are cut to it
+                x = torch.randn(2 * 27, length, c.numel()) + c + judge.positional_embedding[:length]
+                loss = loss + judge.transformer(x, attn_mask=judge.attn_mask[:length, :length]).square().mean()
+            loss.backward()
+    return live.peak / 2**30, counter.get_total_flops()
+
+
+def adp() -> None:
+    a = load_profile("paper").adp
+    for checkpointing in (False, True):
+        peaked, work = concept_step(checkpointing, a.batch_size)
+        print(f"batch {a.batch_size}, float32, gradient checkpointing {'on' if checkpointing else 'off'}: {peaked:.1f} GiB, {work / 1e12:.1f} TFLOP a step", flush=True)
+    steps = a.steps_ti + a.steps_normal + a.steps_anomaly
+    print(f"{steps} steps for the three words: {steps * work / SPEED_FLOAT32 / 3600:.1f} hours at {SPEED_FLOAT32 / 1e12:.0f} TFLOP/s")
+
+
 def tgvig() -> None:
     q = load_profile("paper").tgvig
     for augmented, images in ((4, 4), (q.augmented, q.images)):
@@ -171,10 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--method", choices=("anomalysd", "tgvig"), default="anomalysd")
+    parser.add_argument("--method", choices=("anomalysd", "adp", "tgvig"), default="anomalysd")
     args = parser.parse_args()
-    if args.method == "tgvig":
-        return tgvig()
+    if args.method != "anomalysd":
+        return {"adp": adp, "tgvig": tgvig}[args.method]()
     for foreach in (False, True):
         for checkpointing in (True, False):
             found = peak(checkpointing, args.image_size // 8, args.batch_size, foreach=foreach)

@@ -304,6 +304,11 @@ def test_what_the_last_stage_would_refuse_is_refused_before_the_training(project
         stages.personalize(open_run(project, "10_personalize", overrides=bare, seed=4))
 
 
+def test_gradient_checkpointing_changes_no_word(project):
+    words = [stages.personalize(open_run(project, "10_personalize", overrides=f"{OVERRIDES},adp.gradient_checkpointing={on}", seed=3)).concepts for on in ("true", "false")]
+    assert words[0].keys() == words[1].keys() and all(torch.allclose(words[0][name], c, atol=1e-6) for name, c in words[1].items())
+
+
 def test_each_word_is_learned_as_its_equation_says(project, monkeypatch):
     """TI without CLIP, c_n with it, c_a from c_n against the pseudo-anomalies; new ones from c_a and another seed."""
     learned, drawn, seeds = [], [], []

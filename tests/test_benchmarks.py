@@ -122,6 +122,19 @@ def test_tgvig_s_iteration_grows_with_both_numbers_of_images(monkeypatch):
     assert cost(2, 2, True)[1] > few[1], "activations are computed twice"
 
 
+def test_a_words_step_keeps_less_with_checkpointing_and_computes_more(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    budget = load("memory_budget")
+    config = budget.UNET | dict(
+        block_out_channels=[32, 32], layers_per_block=1, sample_size=8, attention_head_dim=8, cross_attention_dim=64,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    )  # fmt: skip
+    (plain, work), (kept, more) = (budget.concept_step(on, 4, 64, config, layers=1, clip=None) for on in (False, True))
+    held = 4 * sum(p.numel() for p in [*budget._unet(config).parameters(), *budget._vae().parameters()]) / 2**30
+    assert held < kept < plain and more > work > 0
+    assert budget.concept_step(False, 8, 64, config, layers=1, clip=None)[0] > plain
+
+
 def test_live_counts_a_tensor_while_it_lives(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     budget, held = load("memory_budget"), torch.zeros(100)

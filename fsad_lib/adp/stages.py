@@ -175,6 +175,7 @@ def personalize(run: Run) -> Personalized:
 
 def _learn_words(run: Run, x: Tensor, paths: Sequence[str], made: Sequence[str]) -> None:
     adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
+    (diffusion.unet.enable_gradient_checkpointing if adp.gradient_checkpointing else diffusion.unet.disable_gradient_checkpointing)()
     settings = dict(tau=adp.tau, lr=adp.lr, batch_size=adp.batch_size, templates=templates(adp.templates), seed=run.seed)
     concepts, traces = {}, []
 

@@ -149,6 +149,7 @@ class Adp(_Model):
     num_inference_steps: Positive
     crop_scale: Range
     visual_weight: AtLeast0
+    gradient_checkpointing: bool = False
     prompts_pseudo: Prompts
     prompts_tuning: PromptsWithConcepts
 
