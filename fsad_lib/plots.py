@@ -246,11 +246,21 @@ def contact_sheet(
     shown = order if len(order) <= limit else order[: limit - 6] + order[-6:]
     maps = None if maps is None else _maps(maps)
     low, high = (0.0, 1.0) if maps is None else heat_range(maps)
-    columns = min(6, len(shown))
+    columns = min(6, max(4, len(shown)))  # of one or two images the header is wider
     rows = math.ceil(len(shown) / columns)
-    tall = max((height / max(width, height) for width, height in (image_size(paths[i]) for i in shown)), default=1.0)
-    width, height = max(1.75 * columns, 7.0), ((2.9 if maps is not None else 1.5) * max(tall, 0.25) + 0.5) * rows + 0.65
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    tall = max((height / width for width, height in (image_size(paths[i]) for i in shown)), default=1.0)
+    head, more = title or "Most anomalous first", []
+    if len(order) > limit:
+        more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
+    if labels is not None and set(map(int, labels)) - {-1}:
+        more.append("frame: orange = defective, blue = good")
+    if maps is not None:
+        more.append(f"heat: the map, from {low:.2g} (clear) to {high:.2g}")
+    header = [*head.rstrip().split("\n"), *([", ".join(more)] if more else [])]
+    top, gap, cell = 0.15 + 0.17 * len(header), 0.5, 1.6 * min(max(tall, 0.2), 1.5) * (1 if maps is None else 2)  # inches: header, titles, picture
+    height = top + (gap + cell) * rows + 0.1
+    figure, axes = plt.subplots(rows, columns, figsize=(1.75 * columns, height), squeeze=False)
+    figure.subplots_adjust(0.01, 0.1 / height, 0.99, 1 - (top + gap) / height, wspace=0.08, hspace=gap / cell)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, i in zip(axes.flat, shown, strict=False):
@@ -261,22 +271,13 @@ def contact_sheet(
             pixels = np.concatenate([pixels, np.ones((4, pixels.shape[1], 3)), heat])
         label = -1 if labels is None else int(labels[i])
         ax.set_axis_on()
+        ax.set_anchor("NW")  # below its title
         show_picture(ax, pixels, edge={0: BLUE, 1: RED}.get(label), width=2.4)
         place = "/".join(Path(paths[i]).parts[-2:])
         lines, most = (names[i].split("\n"), 26) if names is not None else (["", place], 18)
         name = "\n".join(line if len(line) <= most else f"…{line[1 - most :]}" for line in lines)
         ax.set_title(f"{order.index(i) + 1}.  {scores[i]:.3f}{name}", fontsize=8, loc="left", parse_math=False)  # a file's name may hold "$"
-    head, more = title or "Most anomalous first", []
-    if len(order) > limit:
-        more.append(f"(the {limit - 6} highest and the 6 lowest of {len(order)})")
-    if labels is not None and set(map(int, labels)) - {-1}:
-        more.append("frame: orange = defective, blue = good")
-    if maps is not None:
-        more.append(f"heat: the map, from {low:.2g} (clear) to {high:.2g}")
-    head = "   ".join([head, *more]).replace("\n   ", "\n").rstrip("\n")
-    lines = head.count("\n") + 1
-    figure.suptitle(head, x=0.01, y=1 - 0.06 / height, va="top", ha="left", fontsize=10, parse_math=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - (0.1 + 0.17 * lines) / height), h_pad=1.5)
+    figure.suptitle("\n".join(header), x=0.01, y=1 - 0.06 / height, va="top", ha="left", fontsize=10, parse_math=False)
     return figure
 
 

@@ -22,7 +22,7 @@ SCORES = {
     ("adp", "sum"): "ADP's score, words plus memory (the heat maps are the memory's)", ("anomalysd", "given"): "AnomalySD's score",
     ("patchcore", "generated"): "PatchCore, trained on the shots and generated images",
 }  # fmt: skip
-ORDERS = {("adp", "sum"): "Order: ADP's score. Heat: its memory alone, which may disagree. "}
+ORDERS = {("adp", "sum"): "Order: ADP's score. Heat: its memory alone, which may disagree."}
 """What the contact sheet says where order and heat come from different scores."""
 
 

@@ -205,7 +205,7 @@ def test_contact_sheet_names_product_kind_and_file(folder):
     assert [ax.get_title(loc="left") for ax in sheet.axes] == [
         "1.  0.900  b\nwrong_count part1", "2.  0.400  e\npart4", "3.  0.300  c\ngood part2", "4.  0.200  d\ndiscoloration part3", "5.  0.100  a\ngood part0",
     ]  # fmt: skip
-    assert sheet.get_suptitle().endswith("frame: orange = defective, blue = good   heat: the map, from 0 (clear) to 1e-12")
+    assert sheet.get_suptitle().endswith("\nframe: orange = defective, blue = good, heat: the map, from 0 (clear) to 1e-12")
     assert sheet.axes[0].spines["left"].get_edgecolor()[:3] == pytest.approx((0xD5 / 255, 0x5E / 255, 0))
     few = report.contact_sheet(images.drop(columns=["category", "defect"]).assign(label=-1), limit=24, size=16)
     assert few.axes[0].get_title(loc="left") == "1.  0.900  \npart1" and "frame" not in few.get_suptitle()
