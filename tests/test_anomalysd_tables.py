@@ -220,6 +220,21 @@ def test_compare_of_one_product_resamples_its_images(other, says):
 
 
 # -------------------------------------------------------------------- figures
+@pytest.mark.parametrize(
+    "whole, words",
+    [
+        (1.66, "but the fusion loses it: the fused map (1.66) lies below the autoencoder alone."),  # below by more than a tenth
+        (1.75, "but the fused map (1.75) cannot be told from the autoencoder alone."),
+        (2.12, "but the fused map (2.12) cannot be told from the autoencoder alone."),
+        (2.13, "but the fused map (2.13) cannot be told from the guided autoencoder (2.00)"),
+        (2.21, "and the fused map finds the place (2.21); the image score loses it"),
+    ],
+)
+def test_the_reason_of_a_failure_says_on_which_side_of_the_autoencoder_the_fused_map_lies(whole, words):
+    ratio = {"S^{(2)}": 1.49, "S^{(8)}": 2.14, "S_{map}": whole, "guided autoencoder": 2.0, "autoencoder": 1.93}
+    assert words in figures.reason_sentence(ratio, outranked=True)
+
+
 def test_figures_of_a_lesson():
     x, m = torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.bool)
     m[..., 4:8, 4:8] = True

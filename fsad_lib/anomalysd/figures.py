@@ -259,6 +259,8 @@ def reason_sentence(ratio: dict[str, float], outranked: bool) -> str:
     if best < 1.1 * alone:
         return f"Repainting cannot be told from the autoencoder alone: no scale reaches clearly more ({best:.2f}) than it does ({alone:.2f})."
     beyond = f"A scale sets the defect off ({best:.2f}) beyond the autoencoder alone ({alone:.2f})"
+    if whole < 0.9 * alone:
+        return f"{beyond}, but the fusion loses it: the fused map ({whole:.2f}) lies below the autoencoder alone."
     if whole < 1.1 * alone:
         return f"{beyond}, but the fused map ({whole:.2f}) cannot be told from the autoencoder alone."
     if whole < 1.1 * guided:
