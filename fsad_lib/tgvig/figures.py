@@ -44,8 +44,8 @@ SHOWN = {"mini": "gear", "paper": "hazelnut"}
 """profile -> the product of Figures 3, 7 and 9: the gear, on which generated images show what is wrong with them; the paper's own."""
 
 CAPTIONS = {
-    "figure1_one_product": "**Figure 1.** One product and every detector that was run on it, in each arm: mean over seeds (small dots: each seed); the 95 % interval is over test "
-    "images, where a run's predictions are at hand. The paper shows its own gain on metal nut; here it is the product with most detectors.",
+    "figure1_one_product": "**Figure 1.** One product and every detector that was run on it, in each arm: mean over seeds (small dots: each seed). A 95 % interval over test "
+    "images is drawn only where a run's predictions are at hand; in the committed figure there is none, and its third panel is one seed. The paper shows its own gain on metal nut; here it is the product with most detectors.",
     "figure2_generators": "**Figure 2.** One shot and what other generators make of its name: VQGAN-CLIP driven by the word alone, the naive, the worst and the best prompt, a diffusion "
     "model that edits the shot, and TGVIG. A web image and those of Midjourney and DALL-E are not made here and not shown.",
     "figure3_overview": "**Figure 3.** The method in one picture, drawn from the products of one run: related words make prompts and CLIP ranks them; images are drawn from the shot's own "
