@@ -36,7 +36,7 @@ def deal(n: int, shots: int, prompts: int) -> tuple[Tensor, Tensor]:
 def resize_and_crop(
     x: Tensor, crop_scale: tuple[float, float], seed: int | str = 0, first_index: int = 0
 ) -> Tensor:
-    """Random square crop of each image, resized back to its size ("random resizing and cropping").
+    """Random crop of each image in the image's own proportions, resized back to its size ("random resizing and cropping").
 
     Args:
         x: (n, 3, H, W) in [0, 1].

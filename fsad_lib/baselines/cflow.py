@@ -30,10 +30,10 @@ from fsad_lib.foundation.backbones import Backbone
 class LikelihoodMap(nn.Module):
     """Anomaly map of the layers' log-likelihoods: -log of the sum over layers of exp(log p - log p_max), each enlarged.
 
-    anomalib's map is the number of layers minus that sum. The logarithm ranks all pixels and images as it does, and goes on telling apart what
-    lies so far out that every layer's exp is lost beside a 1.
+    anomalib's map is the batch's largest sum minus that sum; far pixels all get the same value, the batch's largest sum. The logarithm ranks the
+    pixels of a batch as it does for the same log p_max, and goes on telling apart what lies so far out that every layer's exp is lost beside the largest sum.
 
-    log p_max is the highest over the training images (`learning`), a fixed number for each layer. anomalib takes the highest of the
+    log p_max is the highest over the training images (`learning`), a fixed number for each layer. anomalib takes it, as the largest sum, from the
     batch at hand, so that an image's score would change with the images beside it, and scores of two batches could not be compared.
 
     Example:

@@ -136,7 +136,8 @@ class Inpainting(Diffusion):
         guidance_scale: float = 1.0, num_inference_steps: int = 40, z: Tensor | None = None, composite: bool = True,
         decode: bool = True, batch_size: int = 8,
     ) -> Tensor:  # fmt: skip
-        """Repaint the masked regions: noise is added up to step T~ = strength * T and taken out again by deterministic DDIM.
+        """Repaint the masked regions: noise is added up to step T~ = strength * T, rounded down to whole steps, as diffusers does, and taken out
+        again by deterministic DDIM.
 
         Args:
             x: (B, 3, H, W) in [0, 1], H = W = ``image_size``; the same image may occur with many masks.
