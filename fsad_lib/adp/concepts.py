@@ -53,7 +53,7 @@ def p_clip(f: Tensor, g_n: Tensor, g_a: Tensor, tau: float) -> Tensor:
     """
     if tau is None or not tau > 0:
         raise FsadError(
-            f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 0.01)."
+            f"tau is {tau}, expected a number above 0 (CLIP's own is 1 / logit_scale, about 1/100 in published models, 1/23 in the miniature)."
         )
     if g_n.shape != f.shape[-1:] or g_a.shape != f.shape[-1:]:  # (|T|, D) would be set against the images one by one
         raise FsadError(
