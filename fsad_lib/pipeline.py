@@ -444,6 +444,7 @@ def _papermill(
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # nbclient's: what it logs is raised, too
     try:
         papermill.execute_notebook(
             *(str(p).replace("{", "{{").replace("}", "}}") for p in (path, output)),  # papermill fills parameters in between braces

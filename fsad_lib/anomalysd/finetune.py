@@ -205,7 +205,7 @@ def _train(
     try:
         rows = _resume(checkpoint, key, steps, parameters, adamw)
         for step in range(len(rows), steps):
-            # on a CPU the plain attention is the one whose backward pass is fast
+            # on a CPU the plain attention's backward pass is the fast one in bfloat16 (on processors made for it; in float32 it may cost a tenth)
             with sdpa_kernel(SDPBackend.MATH) if parameters[0].device.type == "cpu" else nullcontext():
                 values = losses(step)
                 if not torch.isfinite(values["loss"]):

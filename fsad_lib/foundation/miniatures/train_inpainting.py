@@ -304,7 +304,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         z, eps, t, m_z, z_masked, text = batches(step)
-        # on a CPU the plain attention is the one whose backward pass is fast
+        # on the CPU that trained the miniatures the plain attention is the one whose backward pass is fast in bfloat16
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
             loss = masked_loss(model, z, text, t, eps, m_z, z_masked, args.outside_weight, args.min_snr)
             optimizer.zero_grad(set_to_none=True)

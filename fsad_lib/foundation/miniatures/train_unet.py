@@ -146,7 +146,7 @@ def main() -> None:
         clip = open_clip.CLIP(**train_clip.MODEL)
         text = {k: v for k, v in torch.load(args.clip, weights_only=True, map_location="cpu")["model"].items() if not k.startswith("visual.")}
         clip.load_state_dict(clip.state_dict() | text)  # the image tower is not needed
-    # on a CPU this memory format and the plain attention are the ones whose backward passes are fast: twice the samples a second
+    # on the CPU that trained it this memory format and the plain attention are the ones whose backward passes are fast in bfloat16: twice the samples a second
     unet, vae = unet.to(args.device, memory_format=torch.channels_last), vae.eval().to(args.device)
     text_encoder = text_encoder_from_clip(clip).to(args.device)
     images, labels, cells = open_pool(args.pool)

@@ -208,7 +208,7 @@ def main() -> None:
         judge = step >= args.judge_from * args.steps
         weights = LossWeights(args.perceptual, 1.0, args.adversarial)
         vqgan.model.train(), vqgan.discriminator.train()
-        # on a CPU the plain attention is the one whose backward pass is fast
+        # on the CPU that trained the miniatures the plain attention is the one whose backward pass is fast in bfloat16
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
             parts, z, index = train_step(vqgan, optimizers, x, weights if judge else replace(weights, adversarial=0.0), step >= args.warm_up, args.amp == "bfloat16")
         step += 1
