@@ -290,8 +290,10 @@ def _model_hash(section: str, path: Path | None) -> list[list[str]]:
     if section == "efficientad_penalty":
         return [[p.relative_to(path).as_posix(), str(p.stat().st_size)] for p in sorted(_files(path))]
     loaded = loaded_files(section, path)
+    if not loaded:  # a folder of a user's images
+        loaded = list(_files(path))
     texts = [p for folder in read_folders(section, path) for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model") and p.is_file()]
-    files = sorted({*loaded, *texts}) or sorted(_files(path))
+    files = sorted({*loaded, *texts})
     return [[p.relative_to(path).as_posix(), found] for p, found in zip(files, file_hashes(files), strict=True)]
 
 

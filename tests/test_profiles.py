@@ -216,6 +216,10 @@ def test_what_no_loader_reads_changes_no_hash(tmp_path):
     assert runs._model_hash("diffusion", tmp_path) == before
     (tmp_path / "tokenizer/merges.txt").write_text("y")
     assert runs._model_hash("diffusion", tmp_path) != before
+    (tmp_path / "pictures/web_image").mkdir(parents=True)
+    (tmp_path / "pictures/web_image/gear.png").write_text("a picture")
+    (tmp_path / "pictures/sources.txt").write_text("where it is from")
+    assert {name for name, _ in runs._model_hash("outside", tmp_path / "pictures")} == {"web_image/gear.png", "sources.txt"}
 
 
 def test_a_backbone_that_timm_does_not_know_is_named_before_training():
