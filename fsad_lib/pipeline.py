@@ -443,8 +443,7 @@ def _papermill(
         import papermill
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # nbclient's: what it logs is raised, too
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is raised, too
     try:
         papermill.execute_notebook(
             *(str(p).replace("{", "{{").replace("}", "}}") for p in (path, output)),  # papermill fills parameters in between braces
@@ -668,7 +667,9 @@ def _run_cells(
             try:
                 result = execute(stage, params, force=force, threads=threads)
             except Exception as error:  # whatever it is, the other cells go on
-                if interrupted.is_set():  # its kernel was ended
+                if interrupted.is_set():  # its kernel was ended, which is no failure
+                    with contextlib.suppress(FsadError, OSError):
+                        (plan(stage, params)[0].path / "failed.ipynb").unlink(missing_ok=True)
                     return
                 if not isinstance(error, FsadError | StageError | OSError):
                     error = f"{type(error).__name__}: {error}"

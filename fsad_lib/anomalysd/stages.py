@@ -177,6 +177,7 @@ def _finetune(run: Run, x: Tensor, prompts: Sequence[dict[str, str]], where: Ten
             checkpoint=run.scratch("unet.pt"), checkpoint_every=_every(a.steps_unet), progress=counter("fine-tune the U-Net"),
         )  # fmt: skip
         _keep(run, "unet", trace, model.unet.state_dict())
+        del model  # before the next one is loaded: a card need not hold both
     if not run.has("decoder.safetensors", "trace_decoder.csv"):
         model, lpips = load_models(run.profile)
         trace = finetune_decoder(
