@@ -193,7 +193,7 @@ def test_recognising_a_complete_run_is_cheap(home):
     start = time.perf_counter()
     for _ in range(20):
         assert opened(home).complete
-    assert (time.perf_counter() - start) / 20 < 0.1
+    assert (time.perf_counter() - start) / 20 < 0.5
 
 
 def test_large_files_are_hashed_once(home, monkeypatch):
