@@ -38,9 +38,8 @@ from fsad_lib.foundation.diffusion import count_steps  # noqa: E402
 from fsad_lib.foundation.vqgan import VQGAN, PatchDiscriminator, VggLpips  # noqa: E402
 from fsad_lib.profiles import load_profile  # noqa: E402
 
-SPEED = 100e12
-"""Operations per second assumed."""
-SPEED_FLOAT32 = 20e12
+SPEED, SPEED_FLOAT32 = 100e12, 20e12
+"""Operations per second assumed, in bfloat16 and in float32."""
 IMAGES = {"MVTec AD": mvtec_ad.COUNTS, "VisA": visa.COUNTS}
 
 

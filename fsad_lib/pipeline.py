@@ -41,7 +41,7 @@ FIGURES = {"adp": "50_figures_adp", "anomalysd": "51_figures_anomalysd", "tgvig"
 """method -> the notebook that writes its tables and figures."""
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000", "HF_HUB_OFFLINE": "1"}
-TYPICAL_SECONDS: dict[str, float] = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0, "51": 30.0, "52": 30.0}
+TYPICAL_SECONDS = {"10": 35.0, "11": 60.0, "20": 25.0, "21": 30.0, "22": 60.0, "32": 40.0, "40": 25.0, "41": 900.0, "42": 40.0, "50": 30.0, "51": 30.0, "52": 30.0}
 """A first guess of a mini stage's time, until this machine has finished runs to learn from."""
 
 
@@ -510,7 +510,9 @@ def expected_seconds(notebook: str, profile: str) -> float | None:
     folder = runs.project_root() / "data" / "runs" / profile
     seen = [runs.read_record(p).get("wall_seconds") for p in sorted(folder.glob(f"*/*/{notebook}/*/provenance.json"))[-20:]]
     times = [seconds for seconds in seen if isinstance(seconds, int | float) and seconds > 0]
-    return statistics.median(times) if times else TYPICAL_SECONDS.get(notebook[:2], 60.0) if profile == "mini" else None
+    if times:
+        return statistics.median(times)
+    return TYPICAL_SECONDS.get(notebook[:2], 60.0) if profile == "mini" else None
 
 
 def cells(

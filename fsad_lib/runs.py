@@ -289,11 +289,9 @@ def _model_hash(section: str, path: Path | None) -> list[list[str]]:
         return [["file", *file_hashes([path])]]
     if section == "efficientad_penalty":
         return [[p.relative_to(path).as_posix(), str(p.stat().st_size)] for p in sorted(_files(path))]
-    loaded = loaded_files(section, path)
-    if not loaded:  # a folder of a user's images
-        loaded = list(_files(path))
     texts = [p for folder in read_folders(section, path) for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model") and p.is_file()]
-    files = sorted({*loaded, *texts})
+    loaded = loaded_files(section, path)
+    files = sorted({*loaded, *texts} if loaded else _files(path))  # of a folder of a user's images all
     return [[p.relative_to(path).as_posix(), found] for p, found in zip(files, file_hashes(files), strict=True)]
 
 
@@ -722,8 +720,7 @@ class Run:
         if metrics.get("fingerprint") != self.fingerprint:
             return False
         # older runs list no products
-        kept = _exist(project_root(), metrics.get("files", [])) and _exist(self.path, metrics.get("products", []))
-        return kept and _as_large(self.path, metrics.get("sizes", {}))
+        return _exist(project_root(), metrics.get("files", [])) and _as_large(self.path, metrics.get("products", {}))
 
     def product_path(self, name: str) -> Path:
         """Where the product ``name`` (a plain file name) lies or will lie; its folder is made."""
@@ -800,8 +797,8 @@ class Run:
         write_json(self.path / "provenance.json", provenance | result.get("runtime", {}))
         made = {*self._listed(), *(p.relative_to(self.path).as_posix() for p in (self.path / "report").rglob("[!.]*"))}
         products = sorted(name for name in made if (self.path / name).is_file())
-        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files), "products": products}
-        record["sizes"] = {name: (self.path / name).stat().st_size for name in products}
+        sizes = {name: (self.path / name).stat().st_size for name in products}
+        record = {"fingerprint": self.fingerprint, "identity": self.identity, "files": sorted(files), "products": sizes}
         write_json(self.path / "metrics.json", result.get("metrics", {}) | record)
         self.sweep(partial=True)
 
@@ -859,8 +856,8 @@ def _exist(folder: Path, names: Any) -> bool:
 
 
 def _as_large(folder: Path, sizes: Any) -> bool:
-    """Whether the files of a record still have their bytes: one that was emptied or cut is not what was made."""
-    return isinstance(sizes, dict) and all(os.path.getsize(folder / name) == size for name, size in sizes.items() if os.path.isfile(folder / name))
+    """Whether ``sizes`` names files below ``folder`` that still have their bytes: one that was emptied or cut is not what was made."""
+    return isinstance(sizes, dict) and _exist(folder, list(sizes)) and all(os.path.getsize(folder / name) == size for name, size in sizes.items())
 
 
 def _lives(pid: str) -> bool:

@@ -86,14 +86,17 @@ def test_every_stage_runs_on_what_the_script_writes(shrunk, tmp_path, method):
         assert measured["seconds"] > 0 and measured["rss_gib"] > 0 and measured["parameters"] > 10_000
 
 
+SMALL_UNET = dict(
+    block_out_channels=[32, 32], layers_per_block=1, sample_size=8, attention_head_dim=8, cross_attention_dim=16,
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+)  # fmt: skip
+
+
 def test_memory_budget_counts_weights_gradients_and_adamw(monkeypatch):
     """At the least what the parameters, their gradients and AdamW's two moments take, four bytes a number; more for a larger image."""
     monkeypatch.syspath_prepend(FOLDER)
     budget = load("memory_budget")
-    config = budget.UNET_15 | dict(
-        block_out_channels=[32, 32], layers_per_block=1, sample_size=8, attention_head_dim=8, cross_attention_dim=16,
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-    )  # fmt: skip
+    config = budget.UNET_15 | SMALL_UNET
     weights = 4 * sum(p.numel() for p in budget._unet(config).parameters()) / 2**30
     small, large = (budget.peak(False, side, 1, config) for side in (8, 64))
     assert small["Parameter"] == pytest.approx(weights, rel=0.02) and small["Total"] > 3.5 * weights
@@ -125,10 +128,7 @@ def test_tgvig_s_iteration_grows_with_both_numbers_of_images(monkeypatch):
 def test_a_words_step_keeps_less_with_checkpointing_and_computes_more(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     budget = load("memory_budget")
-    config = budget.UNET | dict(
-        block_out_channels=[32, 32], layers_per_block=1, sample_size=8, attention_head_dim=8, cross_attention_dim=64,
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-    )  # fmt: skip
+    config = budget.UNET | SMALL_UNET
     (plain, work), (kept, more) = (budget.concept_step(on, 4, 64, config, layers=1, clip=None) for on in (False, True))
     held = 4 * sum(p.numel() for p in [*budget._unet(config).parameters(), *budget._vae().parameters()]) / 2**30
     assert held < kept < plain and more > work > 0

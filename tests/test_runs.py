@@ -417,7 +417,7 @@ def test_a_run_without_what_it_made_is_not_complete(home, lost):
             temporary.write_text(name)
     (run.path / "report" / ".tmp-1-a-report.md").write_text("of a process that was killed")
     finish(run)
-    assert run.metrics["products"] == ["report/heatmaps/1.png", "report/report.md", "rows.json"]
+    assert run.metrics["products"] == {"report/heatmaps/1.png": 21, "report/report.md": 16, "rows.json": 2}
     assert opened(home).complete
     (run.path / lost).unlink()
     assert not opened(home).complete
@@ -450,12 +450,12 @@ def test_a_run_recorded_before_products_were_listed_stays_complete(home):
     assert opened(home).complete
 
 
-@pytest.mark.parametrize("files", [None, [None], [3], "abc", {}, ["x" * 5000], ["a\0b"]])
+@pytest.mark.parametrize("files", [None, [None], [3], "abc", ["x" * 5000], ["a\0b"], {"gone": 1}, {"a\0b": 1}])
 def test_a_record_with_other_than_names_of_files_is_not_complete(home, files):
     run = opened(home)
     finish(run)
     for field in ("files", "products"):
-        runs.write_json(run.path / "metrics.json", run.metrics | {"files": [], "products": [], field: files})
+        runs.write_json(run.path / "metrics.json", run.metrics | {"files": [], "products": {}, field: files})
         assert not opened(home).complete
 
 

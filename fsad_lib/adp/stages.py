@@ -105,8 +105,11 @@ class Evaluated:
 
 # -------------------------------------------------------------------- models
 @lru_cache(maxsize=2)
-def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str) -> Diffusion:
-    return load_diffusion(checkpoint, clip, device, image_size)
+def _diffusion(checkpoint: str, clip: CLIP, image_size: int, device: str, gradient_checkpointing: bool) -> Diffusion:
+    model = load_diffusion(checkpoint, clip, device, image_size)
+    if gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    return model
 
 
 def clip_model(profile: Any) -> CLIP:
@@ -119,7 +122,7 @@ def load_models(profile: Any) -> tuple[CLIP, Diffusion]:
     """ADP's CLIP and diffusion model of a profile, read once a process, on the GPU if there is one."""
     missing_checkpoints(profile, ("clip", "diffusion"))
     clip = clip_of(profile)
-    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device())
+    return clip, _diffusion(str(profile.path("diffusion")), clip, profile.diffusion.image_size, best_device(), profile.adp.gradient_checkpointing)
 
 
 def _check_inputs(run: Run) -> None:
@@ -175,7 +178,6 @@ def personalize(run: Run) -> Personalized:
 
 def _learn_words(run: Run, x: Tensor, paths: Sequence[str], made: Sequence[str]) -> None:
     adp, (clip, diffusion) = run.profile.adp, load_models(run.profile)
-    (diffusion.unet.enable_gradient_checkpointing if adp.gradient_checkpointing else diffusion.unet.disable_gradient_checkpointing)()
     settings = dict(tau=adp.tau, lr=adp.lr, batch_size=adp.batch_size, templates=templates(adp.templates), seed=run.seed)
     concepts, traces = {}, []
 

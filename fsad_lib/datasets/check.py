@@ -429,11 +429,11 @@ def _check_files(
     """Decode every image and mask of a category. empty: how bad an empty mask is; a run refuses one among a user's own."""
     sizes, modes = Counter(), Counter()
     digests: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    turned, dark, tiny, lossy, several, brightest = [], [], [], [], [], 0
+    turned, dark, tiny, lossy, several, brightest = [], [], [], [], [], 0.0
     for path, split, label, mask in rows:
         try:
             image = open_image(path)
-            to_array(image, path)
+            brightest = max(brightest, float(to_array(image, path).max()))
         except FsadError as error:
             report.add("error", f"{name}: {error}")
             continue
@@ -448,7 +448,6 @@ def _check_files(
             several.append(path)
         if image.mode in _SIXTEEN_BIT and np.asarray(image).max() < 4096:  # 12 bits, as many cameras give
             dark.append(path)
-        brightest = max(brightest, 255 if image.mode in (*_SIXTEEN_BIT, "F") else np.asarray(image.convert("RGB")).max())
         if min(image.size) < SMALL:
             tiny.append(path)
         if mask is not None:
@@ -484,9 +483,9 @@ def _check_files(
             "values that fill 0..65535",
             "stretch them, all by the same factor",
         )
-    if sizes and brightest < 24:  # of 255; Pillow reads 16-bit colour as 8 bits, so that 12 bits of it end at 16
+    if sizes and not dark and brightest < 0.1:  # Pillow reads 16-bit colour as 8 bits, so that 12 bits of it end at 16 of 255
         report.add(
-            "warning", f"{name}: no pixel of any image is brighter than {brightest} of 255", "images that are not black",
+            "warning", f"{name}: no pixel of any image is brighter than {round(255 * brightest)} of 255", "images that are not black",
             "if they hold 12 bits in 16-bit colour files, stretch them, all by the same factor",
         )  # fmt: skip
     if lossy:

@@ -83,8 +83,8 @@ def _folders(root: Path) -> dict[str, Path]:
     found = category_folders(root)
     if not found:
         inner = ", ".join(p.name for p in list_folders(root)[:8]) or "no folder"
-        spelled = next((p for one in list_folders(root) for p in one.glob("*/*") if p.parts[-2:] != ("train", "good") and "/".join(p.parts[-2:]).lower() == "train/good"), None)
-        hint = f" {spelled} is spelled differently: rename it." if spelled else ""
+        spelled = [p for p in root.glob("*/*/*") if p.as_posix().lower().endswith("/train/good")]
+        hint = f" {spelled[0]} is spelled differently: rename it." if spelled else ""
         raise FsadError(f"no category in {root}: found {inner}, but no train/good inside.{hint}\n{TREE}")
     return found
 
